@@ -1,0 +1,31 @@
+"""The exception tree. Every message says what is wrong, names the thing, and says what to do."""
+
+from __future__ import annotations
+
+
+class UturnError(Exception):
+    """Base of every error that uturn raises on purpose; the CLI prints it without a traceback."""
+
+
+class SpecError(UturnError, ValueError):
+    """A spec such as ``osnet_x0_25:weights=PATH`` cannot be read, or names something unknown."""
+
+
+class ArgumentError(UturnError, ValueError):
+    """An argument has the wrong shape, type or range."""
+
+
+class DataError(UturnError):
+    """A data set is incomplete, or a picture or file name in it cannot be read."""
+
+
+class CheckpointError(UturnError):
+    """A weights file is missing, unsafe, truncated, or does not fit the network."""
+
+
+class RunFolderError(UturnError):
+    """A run folder belongs to another configuration, or is incomplete or damaged."""
+
+
+class BudgetError(UturnError):
+    """An attack, or a picture on disk, has left the threat it was allowed."""

@@ -1,0 +1,139 @@
+"""Specs: the small strings that name a victim, a data set or an attack on the command line.
+
+``name``, ``name:ARGUMENT``, ``name:key=value,key=value`` or ``name:ARGUMENT,key=value``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from uturn.errors import SpecError
+
+_OPTION = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed spec: ``name``, at most one positional ``argument``, and keyword ``options``."""
+
+    name: str
+    argument: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Read a spec.
+
+        >>> Spec.parse("osnet_x0_25:weights=net.pth")
+        Spec(name='osnet_x0_25', argument=None, options={'weights': 'net.pth'})
+        >>> Spec.parse("market1501:/data/market").argument
+        '/data/market'
+        """
+        name, colon, rest = text.strip().partition(":")
+        if not name:
+            raise SpecError(f"the spec {text!r} has no name; write NAME or NAME:key=value")
+        argument: str | None = None
+        options: dict[str, str] = {}
+        last: str | None = None
+        for position, piece in enumerate(rest.split(",") if colon else []):
+            option = _OPTION.fullmatch(piece)
+            if option:
+                last = option[1]
+                if last in options:
+                    raise SpecError(f"{text!r} gives {last!r} twice; give it once")
+                options[last] = option[2]
+            elif position == 0:
+                argument = piece or None
+            elif last is None:  # a comma inside a path
+                argument = f"{argument},{piece}"
+            else:
+                options[last] += f",{piece}"
+        return cls(name, argument, options)
+
+    def __str__(self) -> str:
+        pieces = [] if self.argument is None else [self.argument]
+        pieces += [f"{key}={value}" for key, value in self.options.items()]
+        return f"{self.name}:{','.join(pieces)}" if pieces else self.name
+
+
+def split_list(text: str) -> list[str]:
+    """Split a comma-separated list of specs; ``key=value`` pieces stay with their spec.
+
+    >>> split_list("fast,odfa:steps=20,start=clean,basic")
+    ['fast', 'odfa:steps=20,start=clean', 'basic']
+    """
+    specs: list[str] = []
+    for piece in text.split(","):
+        if specs and _OPTION.fullmatch(piece) and ":" in specs[-1]:
+            specs[-1] += f",{piece}"
+        elif piece.strip():
+            specs.append(piece.strip())
+    return specs
+
+
+def choose(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return ``name`` if it is known; otherwise raise `SpecError` with the valid names."""
+    names = sorted(known)
+    if name not in names:
+        raise SpecError(f"unknown {kind} {name!r}; known: {', '.join(names)}")
+    return name
+
+
+def call(kind: str, factory: Callable[..., Any], spec: Spec, **given: Any) -> Any:
+    """Call ``factory`` with the spec's argument and options, converted by its annotations.
+
+    An option the factory does not take is an error that lists the ones it takes.
+    ``given`` are arguments that come from elsewhere and that a spec may not set.
+    """
+    hints = get_type_hints(factory)
+    parameters = [
+        name for name in inspect.signature(factory).parameters if name not in given
+    ]
+    arguments: dict[str, Any] = {}
+    if spec.argument is not None:
+        if not parameters:
+            raise SpecError(f"{kind} {spec.name!r} takes no argument, got {spec.argument!r}")
+        arguments[parameters[0]] = spec.argument
+    for key, value in spec.options.items():
+        if key not in parameters:
+            valid = ", ".join(parameters) or "none"
+            raise SpecError(f"{kind} {spec.name!r} has no option {key!r}; valid options: {valid}")
+        if key in arguments:
+            raise SpecError(f"{kind} {spec.name!r} gets {key!r} twice in {str(spec)!r}")
+        arguments[key] = value
+    for key, value in arguments.items():
+        arguments[key] = _convert(kind, spec, key, value, hints.get(key, str))
+    missing = [
+        name
+        for name in parameters
+        if name not in arguments
+        and inspect.signature(factory).parameters[name].default is inspect.Parameter.empty
+    ]
+    if missing:
+        example = ",".join(f"{name}=…" for name in missing)
+        raise SpecError(
+            f"{kind} {spec.name!r} needs {', '.join(missing)}; write {spec.name}:{example}"
+        )
+    return factory(**arguments, **given)
+
+
+def _convert(kind: str, spec: Spec, key: str, text: str, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        if text not in get_args(hint):
+            valid = ", ".join(map(str, get_args(hint)))
+            raise SpecError(f"{kind} {spec.name!r}: {key} must be one of {valid}, got {text!r}")
+        return text
+    kinds = [hint, *get_args(hint)]
+    for plain in (int, float):
+        if plain in kinds:
+            try:
+                return plain(text)
+            except ValueError:
+                raise SpecError(
+                    f"{kind} {spec.name!r}: {key} must be a number, got {text!r}"
+                ) from None
+    return text

@@ -1,0 +1,48 @@
+"""The shared nouns: what an attack is told and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, final
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pixels: TypeAlias = "Tensor"
+"""What a person sees: ``(B, 3, H, W)``, float in [0, 1]."""
+
+Levels: TypeAlias = "Tensor"
+"""Pixels or changes of them counted in levels of 1/255: ``(B, 3, H, W)``, float.
+
+Whole levels are exact in float32 (1/255 is not), so an attack that steps by whole levels
+stays on the 8-bit lattice without rounding.
+"""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What an attacker knows beyond the query itself; an objective takes what it needs."""
+
+    targets: Pixels | None = None
+    """Pictures ``(B, 3, H, W)`` whose place in the embedding is to be taken."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Perturbation:
+    """What an attack found, and what it cost."""
+
+    images: Tensor
+    """The adversarial pictures: uint8 ``(B, 3, H, W)``, ready for a lossless file."""
+
+    delta: Levels
+    """``images`` less the clean pictures, in levels: whole numbers, float."""
+
+    losses: Tensor
+    """The objective before each step: ``(steps, B)``."""
+
+    gradients: int
+    """Gradients spent per picture: steps × views."""
+
+    seconds: float
