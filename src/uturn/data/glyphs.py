@@ -1,0 +1,161 @@
+"""Glyphs: real typography as a retrieval problem, rendered on the spot, nothing to download.
+
+The twelve DejaVu text faces that matplotlib ships stand for cameras, code points for
+identities: given a letter in one face, find it in the others. Train and test identities are
+disjoint (open set), and the camera rule of re-identification applies.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFont
+
+from uturn.data.pictures import Picture, Pictures
+from uturn.data.split import Split
+from uturn.rng import generator
+
+SIZE = 32
+"""Height and width of a picture, in pixels."""
+
+FACES = tuple(
+    f"DejaVu{family}{style}"
+    for family, styles in (
+        ("Sans", ("", "-Bold", "-Oblique", "-BoldOblique")),
+        ("SansMono", ("", "-Bold", "-Oblique", "-BoldOblique")),
+        ("Serif", ("", "-Bold", "-Italic", "-BoldItalic")),
+    )
+    for style in styles
+)
+_POINTS = 23  # pixels per em of the drawn glyph; wider or taller glyphs are shrunk to fit
+_FIT = SIZE - 6
+
+
+def glyphs() -> Split:
+    """Return the glyph split: a quarter of the identities is queried, the rest may be learned.
+
+    A gallery picture and the query of the same identity and face differ in colours, light,
+    noise and position; the camera rule ignores that pair.
+    """
+    identities = _identities()
+    order = generator(0, "glyphs", "open set").permutation(len(identities))
+    test, train = np.split(order, [len(identities) // 4])
+    return Split(
+        name="glyphs",
+        query=_pictures("query", np.sort(test)),
+        gallery=_pictures("gallery", np.sort(test)),
+        train=_pictures("train", np.sort(train)),
+    )
+
+
+def _pictures(part: str, identities: npt.NDArray[np.integer]) -> Pictures:
+    points = _identities()
+    names = tuple(f"{points[i]:04x}_{face}" for i in identities for face in FACES)
+    return Pictures(
+        GlyphSource(part),
+        names,
+        np.repeat(identities, len(FACES)).astype(np.int64),
+        np.tile(np.arange(len(FACES), dtype=np.int64), len(identities)),
+    )
+
+
+@dataclass(frozen=True)
+class GlyphSource:
+    """Renders ``<code point in hex>_<face>``; ``part`` varies colours, light, noise and shift."""
+
+    part: str
+
+    def read(self, name: str) -> Picture:
+        point, face = name.split("_")
+        draw = generator(0, "glyphs", self.part, name)
+        mask = _mask(int(point, 16), face)
+        height, width = mask.shape
+        shift = draw.integers(-2, 3, 2)
+        top = int(np.clip((SIZE - height) // 2 + shift[0], 0, SIZE - height))
+        left = int(np.clip((SIZE - width) // 2 + shift[1], 0, SIZE - width))
+        alpha = np.zeros((SIZE, SIZE, 1))
+        alpha[top : top + height, left : left + width, 0] = mask / 255
+
+        paper, ink = _colours(draw)
+        angle = draw.uniform(0, 2 * np.pi)
+        y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
+        light = draw.uniform(0.0, 0.12) * (np.cos(angle) * x + np.sin(angle) * y)
+        picture = paper + alpha * (ink - paper) + light[..., None]
+        picture += draw.normal(0, 0.02, picture.shape)
+        return np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)
+
+    def stamp(self, name: str) -> str:
+        return "rendered"
+
+
+def _colours(draw: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Paper and ink, at least 0.4 apart in luminance, so that the glyph can be read."""
+    weights = np.array([0.299, 0.587, 0.114])
+    while True:
+        paper, ink = draw.uniform(0.05, 0.95, (2, 3))
+        if abs((paper - ink) @ weights) >= 0.4:
+            return paper, ink
+
+
+@functools.cache
+def _identities() -> tuple[int, ...]:
+    """The code points that stand for an identity, ascending.
+
+    Letters, numbers, symbols and punctuation that all twelve faces hold. Code points drawn
+    with the same shape in any face (Latin A, Greek Alpha) cannot be told apart there and are
+    one identity, named by the smallest.
+    """
+    from matplotlib.ft2font import FT2Font
+
+    charmaps = [FT2Font(str(_font_path(face))).get_charmap() for face in FACES]
+    points = sorted(
+        point
+        for point in set.intersection(*(set(charmap) for charmap in charmaps))
+        if unicodedata.category(chr(point))[0] in "LNSP"
+    )
+    parent = {point: point for point in points}
+
+    def root(point: int) -> int:
+        while parent[point] != point:
+            point = parent[point]
+        return point
+
+    for face in FACES:
+        first: dict[tuple[tuple[int, int], bytes], int] = {}
+        for point, shape in _shapes(points, face):
+            low, high = sorted((root(first.setdefault(shape, point)), root(point)))
+            parent[high] = low
+    return tuple(point for point in points if root(point) == point)
+
+
+def _shapes(points: list[int], face: str) -> Iterator[tuple[int, tuple[tuple[int, int], bytes]]]:
+    font = _font(face, SIZE)
+    for point in points:
+        mask = font.getmask(chr(point), mode="L")
+        yield point, (mask.size, bytes(mask))
+
+
+def _mask(point: int, face: str) -> npt.NDArray[np.uint8]:
+    """Coverage of the glyph, ``(h, w)`` with ``h, w ≤ 26``."""
+    mask = _font(face, _POINTS).getmask(chr(point), mode="L")
+    if max(mask.size) > _FIT:
+        mask = _font(face, int(_POINTS * _FIT / max(mask.size))).getmask(chr(point), mode="L")
+    image = Image.frombytes("L", mask.size, bytes(mask))
+    return np.asarray(image)[:_FIT, :_FIT]
+
+
+@functools.lru_cache(maxsize=256)
+def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(_font_path(face)), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _font_path(face: str) -> Path:
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"

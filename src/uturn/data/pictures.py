@@ -1,0 +1,125 @@
+"""Pictures with labels, and how one is decoded. Nothing here resizes: that is the victim's job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from uturn.errors import DataError
+
+Picture = npt.NDArray[np.uint8]
+"""A decoded picture: ``(H, W, 3)`` RGB, uint8."""
+
+Labels = npt.NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Where pictures come from: a name in, a decoded picture out."""
+
+    def read(self, name: str) -> Picture: ...
+
+    def stamp(self, name: str) -> str:
+        """Identify the content cheaply; a changed picture should change its stamp."""
+        ...
+
+
+def decode(path: Path) -> Picture:
+    """Decode one picture file to ``(H, W, 3)`` RGB uint8.
+
+    Raises:
+        DataError: the file is missing, empty or not a picture; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"), dtype=np.uint8)
+    except FileNotFoundError:
+        raise DataError(f"there is no picture at {path}") from None
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as error:
+        why = "it is empty (0 bytes)" if path.is_file() and not path.stat().st_size else error
+        raise DataError(
+            f"cannot read the picture {path}: {why}; replace it or take it out of the data set"
+        ) from error
+
+
+def encode(path: Path, picture: Picture) -> None:
+    """Write a picture as an 8-bit PNG: lossless, quick rather than small."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, "PNG", compress_level=1)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Pictures in files below ``root``; a name is a path relative to it, less ``suffix``."""
+
+    root: Path
+    suffixes: dict[str, str]
+    """The file ending of every name (``.jpg``)."""
+
+    def path(self, name: str) -> Path:
+        return self.root / f"{name}{self.suffixes[name]}"
+
+    def read(self, name: str) -> Picture:
+        return decode(self.path(name))
+
+    def stamp(self, name: str) -> str:
+        return str(self.path(name).stat().st_size)
+
+    def __repr__(self) -> str:
+        return f"FileSource({str(self.root)!r}, {len(self.suffixes)} pictures)"
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """``N`` named pictures with labels: identities ``(N,)`` and cameras ``(N,)``, int64.
+
+    Names are unique: they key the randomness, the run folder's files and its tables.
+    """
+
+    source: Source
+    names: tuple[str, ...]
+    identities: Labels
+    cameras: Labels
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.identities) == len(self.cameras):
+            raise DataError(
+                f"{len(self.names)} names, {len(self.identities)} identities and "
+                f"{len(self.cameras)} cameras: there must be one of each per picture"
+            )
+        if len(set(self.names)) != len(self.names):
+            seen: set[str] = set()
+            twice = next(name for name in self.names if name in seen or seen.add(name))
+            raise DataError(f"two pictures share the name {twice!r}; rename one of them")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return (
+            f"Pictures({len(self)} of {len(np.unique(self.identities))} identities "
+            f"from {self.source!r})"
+        )
+
+    def read(self, index: int) -> Picture:
+        """Decode picture ``index``."""
+        return self.source.read(self.names[index])
+
+    def subset(self, indices: npt.NDArray[np.integer]) -> Pictures:
+        """The pictures at ``indices``, in that order."""
+        return Pictures(
+            self.source,
+            tuple(self.names[i] for i in indices),
+            self.identities[indices],
+            self.cameras[indices],
+        )

@@ -1,0 +1,48 @@
+"""A split: which pictures are asked (query), which are ranked (gallery), which may be learned from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from uturn.data.pictures import Pictures
+from uturn.errors import ArgumentError
+from uturn.rng import generator
+
+JUNK = -1
+"""The identity of gallery pictures that count neither for nor against any query."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A retrieval problem.
+
+    ``protocol`` names the judge that decides what is relevant and what is ignored
+    (`uturn.retrieval.judge`). Identities of ``train`` do not occur in ``query`` (open set).
+    """
+
+    name: str
+    query: Pictures
+    gallery: Pictures
+    train: Pictures | None = None
+    protocol: str = "cross-camera"
+
+    def sample(self, queries: int | None, seed: int) -> Split:
+        """The same split with ``queries`` of its queries, drawn by ``seed``; None keeps all."""
+        if queries is None or queries == len(self.query):
+            return self
+        if not 0 < queries <= len(self.query):
+            raise ArgumentError(
+                f"{queries} queries asked for, but {self.name} has 1 to {len(self.query)}"
+            )
+        drawn = generator(seed, self.name, "queries").permutation(len(self.query))[:queries]
+        return replace(self, query=self.query.subset(drawn))
+
+    def fingerprint(self) -> str:
+        """A hash over names, labels and content stamps of the queries and the gallery."""
+        digest = hashlib.blake2b(digest_size=16)
+        for pictures in (self.query, self.gallery):
+            for name in pictures.names:
+                digest.update(f"{name}\0{pictures.source.stamp(name)}\0".encode())
+            digest.update(pictures.identities.tobytes() + pictures.cameras.tobytes())
+        return digest.hexdigest()
