@@ -1,0 +1,1 @@
+"""Networks in plain torch: normalised pictures in, raw features out; no pixels, no files."""

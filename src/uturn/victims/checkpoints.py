@@ -1,0 +1,143 @@
+"""Reading and writing weights. A checkpoint is hostile until proven otherwise: nothing in it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from uturn.errors import CheckpointError
+from uturn.victims.victim import Preprocessing
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by key, the preprocessing that was stored with them, and a hash of the file."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    preprocessing: Preprocessing | None
+    fingerprint: str
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose key starts with ``prefix.``, without it."""
+        start = f"{prefix}."
+        return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
+
+    def without(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose key does not start with ``prefix.``."""
+        return {k: v for k, v in self.tensors.items() if not k.startswith(f"{prefix}.")}
+
+    def load_into(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Fill ``network``; every key and shape must match.
+
+        Raises:
+            CheckpointError: lists missing and unexpected keys and differing shapes.
+        """
+        own = network.state_dict()
+        # Checkpoints from before PyTorch 0.4.1 lack the counters of batch norm.
+        missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
+        unexpected = [k for k in tensors if k not in own]
+        shapes = [
+            f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
+            for k in own
+            if k in tensors and tensors[k].shape != own[k].shape
+        ]
+        problems = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+            for what, keys in (
+                ("missing keys", missing),
+                ("unexpected keys", unexpected),
+                ("differing shapes", shapes),
+            )
+            if keys
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{self.path} does not fit {type(network).__name__}: {'; '.join(problems)}; "
+                "choose the architecture these weights were trained for (uturn list victims)"
+            )
+        network.load_state_dict(dict(tensors), strict=False)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read ``.safetensors``, or a PyTorch file with the ``weights_only`` unpickler.
+
+    A wrapping ``state_dict`` entry and DataParallel's ``module.`` prefixes are taken off.
+
+    Raises:
+        CheckpointError: missing, unreadable, unsafe, or no state dict.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no weights file at {path}; check weights=PATH")
+    if path.suffix == ".safetensors":
+        content, preprocessing = _read_safetensors(path)
+    else:
+        content, preprocessing = _read_torch(path), None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path} holds no state dict, but a {type(content).__name__}")
+    tensors = {
+        str(key).removeprefix("module."): value.float() if value.is_floating_point() else value
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+        fingerprint = (digest or hashlib.sha256(path.read_bytes())).hexdigest()
+    return Checkpoint(path, tensors, preprocessing, fingerprint)
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is damaged or holds more than tensors, and reading it could run foreign "
+            "code, so it was refused; ask its author for a state dict or a safetensors file"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a PyTorch checkpoint ({error}); it may be truncated: "
+            "compare its size or checksum with the original"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Preprocessing | None]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a valid safetensors file: {error}") from error
+    if "preprocessing" not in metadata:
+        return tensors, None
+    try:
+        stored = json.loads(metadata["preprocessing"])
+        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return tensors, Preprocessing(**stored)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} stores unreadable preprocessing: {error}") from error
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], preprocessing: Preprocessing) -> None:
+    """Write a safetensors file that carries its preprocessing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    safetensors.torch.save_file(
+        {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
+        temporary,
+        {"preprocessing": json.dumps(asdict(preprocessing))},
+    )
+    temporary.replace(path)

@@ -1,0 +1,143 @@
+"""The victim: pixels in, embeddings (and logits) out.
+
+The only place that resizes and normalises, so that an attacker always works in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uturn.data.pictures import Picture
+from uturn.errors import ArgumentError
+
+LEVELS = 255
+"""An 8-bit picture has levels 0 … 255; one level is 1/255 in pixels."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a network expects of its input; it lives with the weights.
+
+    ``size`` is (H, W); ``mean`` and ``std`` are per RGB channel, in pixels of [0, 1].
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def resize(self, pixels: Tensor) -> Tensor:
+        """Pixels ``(B, 3, *)`` at ``size``, differentiably, as Pillow resizes."""
+        if pixels.shape[-2:] == self.size:
+            return pixels
+        resized = F.interpolate(
+            pixels, self.size, mode=self.interpolation, align_corners=False, antialias=True
+        )
+        return resized.clamp(0, 1)  # bicubic overshoots
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """``(pixels − mean) / std`` per channel, laid out as the networks like it."""
+        mean = pixels.new_tensor(self.mean)[:, None, None]
+        std = pixels.new_tensor(self.std)[:, None, None]
+        return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def grid(self, pictures: Sequence[Picture]) -> Tensor:
+        """Decoded pictures of any sizes at ``size``: uint8 ``(B, 3, H, W)``."""
+        resized = [
+            self.resize(torch.tensor(picture).permute(2, 0, 1)[None] / LEVELS)
+            for picture in pictures
+        ]
+        return (torch.cat(resized) * LEVELS).round().to(torch.uint8)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Victim:
+    """A frozen network behind pixels.
+
+    ``network`` maps normalised pictures ``(B, 3, H, W)`` to raw features ``(B, D)``;
+    ``classifier`` maps raw features to logits ``(B, C)`` over the *training* classes.
+    Construction puts both into evaluation mode and freezes their parameters.
+    """
+
+    name: str
+    network: nn.Module
+    preprocessing: Preprocessing
+    classifier: nn.Module | None = None
+    fingerprint: str = ""
+    """A hash of the weights: it tells two victims of the same name apart."""
+    device: torch.device = torch.device("cpu")
+
+    def __post_init__(self) -> None:
+        for module in (self.network, self.classifier):
+            if module is not None:
+                module.eval().requires_grad_(False)
+                # NHWC more than doubles the speed of depthwise networks on a CPU.
+                module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.size
+        return f"Victim({self.name}, {height}×{width}, weights {self.fingerprint[:12] or '?'})"
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Raw features ``(B, D)`` of pixels ``(B, 3, H, W)`` in [0, 1], any H and W."""
+        _check(pixels)
+        resized = self.preprocessing.resize(pixels.to(self.device))
+        features: Tensor = self.network(self.preprocessing.normalise(resized))
+        return features.float()
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embeddings ``(B, D)``, unit norm, float32."""
+        return F.normalize(self.features(pixels), dim=1)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits ``(B, C)`` over the training classes.
+
+        Raises:
+            ArgumentError: the victim has no classifier.
+        """
+        if self.classifier is None:
+            raise ArgumentError(
+                f"victim {self.name} has no classifier, so class-based attacks cannot be used; "
+                "load weights that include it, or use odfa, which needs features only"
+            )
+        logits: Tensor = self.classifier(self.features(pixels))
+        return logits
+
+    def grid(self, pictures: Sequence[Picture]) -> Tensor:
+        """Decoded pictures on this victim's pixel grid: uint8 ``(B, 3, H, W)``.
+
+        This is what an attack at the model's size changes and what its PNGs hold.
+        """
+        return self.preprocessing.grid(pictures)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 images → float pixels in [0, 1]."""
+    return images.float() / LEVELS
+
+
+def to_picture(image: Tensor) -> Picture:
+    """One uint8 image ``(3, H, W)`` → picture ``(H, W, 3)``."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def _check(pixels: Tensor) -> None:
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ArgumentError(
+            f"expected pixels of shape (B, 3, H, W), got {tuple(pixels.shape)}; "
+            "a single picture needs a batch dimension: pixels[None]"
+        )
+    if not pixels.is_floating_point():
+        raise ArgumentError(
+            f"expected float pixels in [0, 1], got {pixels.dtype}; divide uint8 images by 255"
+        )

@@ -1,0 +1,129 @@
+"""The architectures that uturn knows by name, and how a spec becomes a victim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import nn
+
+from uturn import specs
+from uturn.errors import ArgumentError, CheckpointError, SpecError
+from uturn.victims import checkpoints
+from uturn.victims.backbones.cifar import CifarResNet
+from uturn.victims.backbones.osnet import OSNet
+from uturn.victims.classifiers import CosineClassifier
+from uturn.victims.victim import Preprocessing, Victim
+
+_SHIPPED = Path(__file__).parent / "weights"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A network by name: how it is built and what it expects where the weights do not say."""
+
+    summary: str
+    build: Callable[[], nn.Module]
+    features: int
+    preprocessing: Preprocessing
+    weights: Path | None = None
+    """Weights that ship with the package, used where a spec names none."""
+
+
+def _osnet(width: float) -> Architecture:
+    return Architecture(
+        summary=f"OSNet ×{width:g} for person re-identification, torchreid's keys; weights=PATH",
+        build=lambda: OSNet(width),
+        features=512,
+        preprocessing=Preprocessing(size=(256, 128)),
+    )
+
+
+ZOO: dict[str, Architecture] = {
+    "glyph_net": Architecture(
+        summary="small residual network for glyphs; trained weights ship with uturn",
+        build=lambda: CifarResNet((32, 64, 128), blocks=1, stem_stride=2, neck=True),
+        features=128,
+        preprocessing=Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        weights=_SHIPPED / "glyph_net.safetensors",
+    ),
+    "osnet_x0_25": _osnet(0.25),
+    "osnet_x0_5": _osnet(0.5),
+    "osnet_x0_75": _osnet(0.75),
+    "osnet_x1_0": _osnet(1.0),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """Look an architecture up; an unknown name is an error that lists the known ones."""
+    return ZOO[specs.choose("victim", name, ZOO)]
+
+
+def load_victim(spec: str, device: str | torch.device = "cpu") -> Victim:
+    """Load a victim from a spec such as ``osnet_x0_25:weights=PATH``, onto ``device``.
+
+    Raises:
+        SpecError: unknown name or option. CheckpointError: the weights do not fit.
+
+    >>> load_victim("glyph_net")
+    Victim(glyph_net, 32×32, weights ...)
+    """
+    parsed = specs.Spec.parse(spec)
+    chosen = architecture(parsed.name)
+
+    def build(weights: str | None = None) -> Victim:
+        path = chosen.weights if weights is None else Path(weights).expanduser()
+        if path is None:
+            raise SpecError(f"{parsed.name} needs trained weights; write {parsed.name}:weights=PATH")
+        return _assemble(parsed.name, chosen, checkpoints.read(path), device)
+
+    victim: Victim = specs.call("victim", build, parsed)
+    return victim
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU; anything else is PyTorch's name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device {name!r} cannot be used here: {error}") from error
+    return device
+
+
+def _assemble(
+    name: str, chosen: Architecture, checkpoint: checkpoints.Checkpoint, device: str | torch.device
+) -> Victim:
+    network = chosen.build()
+    checkpoint.load_into(network, checkpoint.without("classifier"))
+    return Victim(
+        name=name,
+        network=network,
+        preprocessing=checkpoint.preprocessing or chosen.preprocessing,
+        classifier=_classifier(chosen, checkpoint),
+        fingerprint=checkpoint.fingerprint,
+        device=torch.device(device),
+    )
+
+
+def _classifier(chosen: Architecture, checkpoint: checkpoints.Checkpoint) -> nn.Module | None:
+    """The head stored under ``classifier.``: cosine if it has a scale, else linear."""
+    tensors = checkpoint.part("classifier")
+    if not tensors:
+        return None
+    if "weight" not in tensors or tensors["weight"].ndim != 2:
+        raise CheckpointError(f"{checkpoint.path} has a classifier without a (C, D) weight")
+    classes = tensors["weight"].shape[0]
+    head: nn.Module
+    if "scale" in tensors:
+        head = CosineClassifier(chosen.features, classes)
+    else:
+        head = nn.Linear(chosen.features, classes, bias="bias" in tensors)
+    checkpoint.load_into(head, tensors)
+    return head
