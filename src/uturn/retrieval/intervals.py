@@ -1,0 +1,36 @@
+"""Confidence intervals that respect that the queries of one identity are not independent."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from uturn.rng import generator
+
+RESAMPLES = 2000
+
+
+def identity_bootstrap(
+    values: npt.NDArray[np.float64], identities: npt.NDArray[np.int64], seed: int
+) -> tuple[float, float] | None:
+    """95 % interval of the mean of per-query ``values`` ``(Q,)``, NaN left out; None if none is left.
+
+    Percentile bootstrap over identities: whole identities are drawn with replacement. Where
+    every value is 0 (or every value is 1) resampling would claim certainty; there the open
+    end is the exact binomial bound for as many trials as there are identities.
+    """
+    kept = ~np.isnan(values)
+    values, identities = values[kept], identities[kept]
+    if not len(values):
+        return None
+    _, group = np.unique(identities, return_inverse=True)
+    groups = int(group.max()) + 1
+    if values.min() == values.max() and values[0] in (0.0, 1.0):
+        slack = 1 - 0.025 ** (1 / groups)
+        return (0.0, slack) if values[0] == 0 else (1 - slack, 1.0)
+    sums = np.bincount(group, weights=values)
+    counts = np.bincount(group)
+    draw = generator(seed, "identity bootstrap")
+    drawn = draw.multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)  # (R, I)
+    low, high = np.percentile((drawn @ sums) / (drawn @ counts), [2.5, 97.5])
+    return float(low), float(high)
