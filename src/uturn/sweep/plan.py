@@ -1,0 +1,81 @@
+"""The plan: which attacks at which ε on which victim and data. A frozen value, checked up front."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from uturn import specs
+from uturn.attacks.loop import Attack
+from uturn.attacks.presets import load_attack
+from uturn.errors import ArgumentError
+from uturn.retrieval.metrics import CONVENTIONS
+
+CLEAN = "clean"
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """One row of the result table: an attack at an ε, or the clean queries (ε = 0)."""
+
+    name: str
+    eps: float
+    attack: Attack | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its pictures lie below ``images/``."""
+        if self.attack is None:
+            return CLEAN
+        name = re.sub(r"[^\w.=-]", "_", self.name)
+        return f"{name}/eps{self.eps:g}"
+
+    @property
+    def gradients(self) -> int:
+        """Gradients per query."""
+        return 0 if self.attack is None else self.attack.steps * len(self.attack.views)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides the numbers of a sweep. ``queries=None`` takes all of them.
+
+    ``batch_size`` is part of it because floating point sums depend on it in the last bits,
+    and a sign step can turn a last bit into a level.
+    """
+
+    victim: str
+    data: str
+    attacks: tuple[str, ...] = ("fast", "basic", "least_likely", "odfa")
+    eps: tuple[float, ...] = (2, 4, 8, 12, 16)
+    queries: int | None = None
+    seed: int = 0
+    convention: str = "plain"
+    batch_size: int = 32
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        specs.choose("convention", self.convention, CONVENTIONS)
+        for what, values in (("attacks", self.attacks), ("eps", self.eps)):
+            if not values or len(set(values)) != len(values):
+                raise ArgumentError(f"{what} must be given, each once; got {list(values)}")
+        if self.batch_size < 1:
+            raise ArgumentError(f"the batch size must be at least 1, got {self.batch_size}")
+        list(self.jobs())  # an unknown attack or an impossible ε fails here, not in an hour
+
+    def jobs(self) -> Iterator[Job]:
+        """The clean queries first, then every attack at every ε."""
+        yield Job(CLEAN, 0)
+        for name in self.attacks:
+            for eps in self.eps:
+                yield Job(name, eps, load_attack(name, eps=eps))
+
+    def configuration(self) -> dict[str, Any]:
+        """The plan as JSON holds it, with every attack spelled out."""
+        spelled = {f"{job.name} eps={job.eps:g}": repr(job.attack) for job in self.jobs()}
+        plan = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {**plan, "jobs": spelled}

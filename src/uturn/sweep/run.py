@@ -1,0 +1,325 @@
+"""Running a plan: embed the gallery, craft and score batch by batch, reduce at the end.
+
+What is scored is the PNG decoded again, never the tensor that an attack returned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from uturn.data.catalog import load_data
+from uturn.data.pictures import Picture, Pictures, decode, encode
+from uturn.data.split import Split
+from uturn.errors import ArgumentError
+from uturn.progress import bar
+from uturn.retrieval import metrics
+from uturn.retrieval.index import ExactIndex
+from uturn.retrieval.intervals import identity_bootstrap
+from uturn.retrieval.judge import Labels, judge_for
+from uturn.retrieval.ranking import TIES
+from uturn.retrieval.system import RetrievalSystem, embed
+from uturn.sweep import checks
+from uturn.sweep.plan import CLEAN, Job, Plan
+from uturn.sweep.store import Row, RunFolder
+from uturn.types import Scene
+from uturn.victims.victim import Victim, to_picture, to_pixels
+from uturn.victims.zoo import load_victim
+
+Column = npt.NDArray[np.float64]
+
+GALLERY_CHUNK = 256
+RECALLS = (1, 5, 10)
+SHOWN = 8
+"""Queries whose rank lists are kept for the report: the first of the seeded sample, not the
+most telling ones."""
+RANKS = 10
+
+
+def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
+    """Run ``plan`` into the run folder ``out``, or resume it there; return the result rows.
+
+    A run that was stopped at any moment loses at most one batch of one attack. A finished
+    run is not computed again.
+
+    Raises:
+        RunFolderError: ``out`` holds another configuration. UturnError: a victim, data set,
+        picture or spec is wrong; what was computed before stays.
+    """
+    victim = load_victim(plan.victim, plan.device)
+    split = load_data(plan.data).sample(plan.queries, plan.seed)
+    folder = RunFolder(
+        out,
+        {
+            **plan.configuration(),
+            "protocol": split.protocol,
+            "ties": TIES,
+            "at": "model",
+            "victim weights": victim.fingerprint,
+            "data fingerprint": split.fingerprint(),
+        },
+    )
+    if folder.finished:
+        folder.clean_up()
+        return folder.results()
+    _rehearse(victim, split, plan)
+    sweep = _Sweep(
+        plan, folder, victim, split, _system(victim, split, folder, progress), progress
+    )
+    sweep.craft()
+    return sweep.reduce()
+
+
+def _rehearse(victim: Victim, split: Split, plan: Plan) -> None:
+    """Bind every objective to one query now, so that misfits fail before the long work."""
+    pixels = to_pixels(victim.grid([split.query.read(0)])).to(victim.device)
+    for objective in {job.attack.objective for job in plan.jobs() if job.attack}:
+        if not bool(objective.bind(victim, pixels, Scene())(pixels).isfinite().all()):
+            raise ArgumentError(
+                f"{objective} is not finite on query {split.query.names[0]}; "
+                "the victim's weights or preprocessing are broken"
+            )
+
+
+def _system(victim: Victim, split: Split, folder: RunFolder, progress: bool) -> RetrievalSystem:
+    """Embed the gallery, chunk by chunk into the run folder."""
+    gallery = split.gallery
+    chunks = _cut(len(gallery), GALLERY_CHUNK)
+    parts = [folder.gallery_part(number) for number in range(len(chunks))]
+    done = sum(len(part) for part in parts if part is not None)
+    with bar(
+        len(gallery), "embedding the gallery", "picture", done=done, show=progress
+    ) as shown:
+        for number, chunk in enumerate(chunks):
+            if parts[number] is None:
+                images = victim.grid([gallery.read(i) for i in chunk])
+                parts[number] = embed(victim, images).cpu().numpy()
+                folder.add_gallery_part(number, parts[number])
+                shown.update(len(chunk))
+    embeddings = torch.from_numpy(np.concatenate(parts))
+    return RetrievalSystem(
+        ExactIndex(embeddings.to(victim.device)),
+        Labels.of(gallery, victim.device),
+        judge_for(split.protocol),
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Queries:
+    """A batch of queries: on the victim's grid, as their clean PNGs decode, and embedded."""
+
+    pictures: Pictures
+    images: Tensor
+    clean: list[Picture]
+    embeddings: Tensor
+    shown: int
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """A plan with everything loaded."""
+
+    plan: Plan
+    folder: RunFolder
+    victim: Victim
+    split: Split
+    system: RetrievalSystem
+    progress: bool
+
+    def batches(self) -> list[range]:
+        """Cut by the configuration, never by where a run stopped."""
+        return _cut(len(self.split.query), self.plan.batch_size)
+
+    # -- crafting and scoring ---------------------------------------------------------------
+
+    def craft(self) -> None:
+        """Do every batch of every job that is not in the run folder yet."""
+        jobs, batches = list(self.plan.jobs()), self.batches()
+        todo = [
+            [job for job in jobs if self.folder.part(job, number) is None]
+            for number in range(len(batches))
+        ]
+
+        def work(jobs: list[Job], batch: range) -> int:  # a forward pass beside the gradients
+            return sum(job.gradients + 1 for job in jobs) * len(batch)
+
+        total = sum(work(jobs, batch) for batch in batches)
+        done = total - sum(map(work, todo, batches))
+        with bar(
+            total, "crafting and scoring", "step", done=done, show=self.progress
+        ) as shown:
+            for number, batch in enumerate(batches):
+                if not todo[number]:
+                    continue
+                queries = self._load(batch)
+                for job in todo[number]:
+                    shown.set_postfix_str(
+                        f"{job.name} ε={job.eps:g}" if job.eps else CLEAN, refresh=False
+                    )
+                    self.folder.add_part(job, number, self._part(job, queries))
+                    shown.update(work([job], batch))
+
+    def _load(self, batch: range) -> _Queries:
+        """Decode a batch of queries and write the clean ones, which everything is held against."""
+        pictures = self.split.query.subset(np.array(batch))
+        images = self.victim.grid(_threaded(pictures.read, range(len(pictures))))
+        self._write(Job(CLEAN, 0), pictures.names, images)
+        clean = [decode(self.folder.picture(Job(CLEAN, 0), name)) for name in pictures.names]
+        return _Queries(
+            pictures,
+            images,
+            clean,
+            embed(self.victim, self.victim.grid(clean)),
+            shown=sum(i < SHOWN for i in batch),
+        )
+
+    def _write(self, job: Job, names: tuple[str, ...], images: Tensor) -> None:
+        paths = [self.folder.picture(job, name) for name in names]
+        _threaded(encode, paths, [to_picture(image) for image in images])
+
+    def _part(self, job: Job, queries: _Queries) -> dict[str, Any]:
+        seconds = 0.0
+        if job.attack is not None:
+            names, seed = queries.pictures.names, self.plan.seed
+            found = job.attack(self.victim, queries.images, names=names, seed=seed)
+            self._write(job, names, found.images)
+            seconds = found.seconds
+        return {"seconds": seconds, **self._score(job, queries)}
+
+    def _score(self, job: Job, queries: _Queries) -> dict[str, Any]:
+        """Score the pictures on disk: certify, embed, rank."""
+        names = queries.pictures.names
+        scored = _threaded(decode, [self.folder.picture(job, name) for name in names])
+        sizes = [
+            checks.measure(job, *each) for each in zip(names, queries.clean, scored, strict=True)
+        ]
+        labels = Labels.of(queries.pictures, self.victim.device)
+        embeddings = embed(self.victim, self.victim.grid(scored))
+        ranking = self.system.rank(embeddings, labels)
+        first = metrics.first_match(ranking).tolist()
+        precision = metrics.average_precision(ranking, self.plan.convention).tolist()
+        cosine = (embeddings * queries.embeddings).sum(1).tolist()
+        rows = [
+            {
+                "query": name,
+                "identity": int(queries.pictures.identities[n]),
+                "camera": int(queries.pictures.cameras[n]),
+                "first_match_rank": None if math.isnan(first[n]) else int(first[n]),
+                "ap": None if math.isnan(precision[n]) else precision[n],
+                "cosine_to_clean": cosine[n],
+                "linf_levels": sizes[n][0],
+                "l2": sizes[n][1],
+                "matches": int(ranking.matches[n]),
+                "tied": bool(ranking.tied[n]),
+            }
+            for n, name in enumerate(names)
+        ]
+        return {"rows": rows, "answers": self._answers(queries, embeddings, labels)}
+
+    def _answers(self, queries: _Queries, embeddings: Tensor, labels: Labels) -> list[Row]:
+        """The first ranks of the queries that the report shows."""
+        if not queries.shown:
+            return []
+        part = slice(queries.shown)
+        answer = self.system.ask(embeddings[part], labels[part], RANKS)
+        items = zip(
+            answer.items.tolist(), answer.scores.tolist(), answer.relevant.tolist(), strict=True
+        )
+        return [
+            {
+                "query": name,
+                "items": [
+                    {"name": self.split.gallery.names[item], "score": score, "relevant": right}
+                    for item, score, right in zip(*columns, strict=True)
+                ],
+            }
+            for name, columns in zip(queries.pictures.names[part], items, strict=True)
+        ]
+
+    # -- the reduction at the edge ------------------------------------------------------------
+
+    def reduce(self) -> list[Row]:
+        """From parts to tables."""
+        queries, results, ranklists = [], [], []
+        for job in self.plan.jobs():
+            parts = [self.folder.part(job, n) or {} for n in range(len(self.batches()))]
+            rows = [
+                {"attack": job.name, "eps": job.eps, **row} for part in parts for row in part["rows"]
+            ]
+            seconds = sum(part["seconds"] for part in parts)
+            queries += rows
+            results.append(self._result(job, rows, seconds))
+            ranklists += [
+                {"attack": job.name, "eps": job.eps, "folder": job.folder, **answer}
+                for part in parts
+                for answer in part["answers"]
+            ]
+        self._thumbnails({item["name"] for r in ranklists for item in r["items"]})
+        index = self.system.index
+        assert isinstance(index, ExactIndex)
+        facts = {
+            "device": str(self.victim.device),
+            "gallery": len(index),
+            "dimensions": index.embeddings.shape[1],
+            "nonnegative features": bool((index.embeddings >= 0).all()),
+            "gradients": sum(row["gradients"] * row["queries"] for row in results),
+        }
+        self.folder.finish(queries, results, ranklists, facts)
+        return results
+
+    def _result(self, job: Job, rows: list[Row], seconds: float) -> Row:
+        def column(key: str) -> Column:
+            return np.array([row[key] for row in rows], dtype=np.float64)  # None → NaN
+
+        first, identities = column("first_match_rank"), column("identity").astype(np.int64)
+        values = {f"recall@{k}": np.where(np.isnan(first), np.nan, first <= k) for k in RECALLS}
+        values["map"] = column("ap")
+        return {
+            "attack": job.name,
+            "eps": job.eps,
+            "victim": self.plan.victim,
+            "data": self.plan.data,
+            "queries": len(rows),
+            "convention": self.plan.convention,
+            **{name: _mean(value) for name, value in values.items()},
+            "cosine": float(column("cosine_to_clean").mean()),
+            "ci95": {
+                name: identity_bootstrap(value, identities, self.plan.seed)
+                for name, value in values.items()
+            },
+            "gradients": job.gradients,
+            "seconds": round(seconds, 3),
+            "flags": checks.flags(rows),
+        }
+
+    def _thumbnails(self, names: set[str]) -> None:
+        position = {name: i for i, name in enumerate(self.split.gallery.names)}
+        for name in sorted(names):
+            picture = self.split.gallery.read(position[name])
+            encode(self.folder.thumbnail(name), to_picture(self.victim.grid([picture])[0]))
+
+
+def _mean(values: Column) -> float | None:
+    kept = values[~np.isnan(values)]
+    return float(kept.mean()) if len(kept) else None
+
+
+def _cut(total: int, size: int) -> list[range]:
+    return [range(begin, min(begin + size, total)) for begin in range(0, total, size)]
+
+
+def _threaded(function: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:
+    """Map over pictures in threads: Pillow leaves the interpreter lock while it codes."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return list(pool.map(function, *columns))
