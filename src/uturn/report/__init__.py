@@ -1,0 +1,1 @@
+"""Reports: pages and tables from a run folder alone, without torch."""
