@@ -1,0 +1,276 @@
+"""The command line. It only parses, calls and prints; torch is imported when work begins."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from uturn._version import __version__
+from uturn.errors import UturnError
+from uturn.specs import split_list
+
+VICTIM_HELP = "Victim spec: NAME or NAME:weights=PATH (see `uturn list victims`)."
+DATA_HELP = "Data spec: NAME or NAME:PATH (see `uturn list data`)."
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
+
+
+class _Numbers(click.ParamType):
+    """A comma-separated list of numbers."""
+
+    name = "number,…"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = [float(piece) for piece in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a comma-separated list of numbers", param, ctx)
+        return tuple(int(n) if n.is_integer() else n for n in numbers)
+
+
+def _plainly(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn our own errors into one sentence, and Ctrl-C into the way to go on."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except UturnError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="uturn")
+def main() -> None:
+    """How far can an image retrieval system be turned round by its query?
+
+    ε is counted in levels of an 8-bit picture: what is 8/255 elsewhere is 8 here.
+    """
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("uturn-demo"),
+    show_default=True,
+    help="Run folder.",
+)
+@QUIET
+@_plainly
+def demo(out: Path, quiet: bool) -> None:
+    """The main job on the embedded default: glyphs, a shipped network, no download."""
+    _sweep(
+        out,
+        quiet,
+        victim="glyph_net",
+        data="glyphs",
+        queries=300,
+        batch_size=50,
+        device="cpu",
+    )
+
+
+@main.command()
+@click.option("--victim", required=True, help=VICTIM_HELP)
+@click.option("--data", required=True, help=DATA_HELP)
+@click.option(
+    "--attack",
+    "attacks",
+    default="fast,basic,least_likely,odfa",
+    show_default=True,
+    help="Attack specs, comma-separated (see `uturn list attacks`), such as odfa:steps=20.",
+)
+@click.option(
+    "--eps",
+    type=_Numbers(),
+    default="2,4,8,12,16",
+    show_default=True,
+    help="Largest change of a value, in levels; comma-separated.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--queries", type=int, help="Draw this many queries by the seed; default: all.")
+@click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
+@click.option(
+    "--convention",
+    default="plain",
+    show_default=True,
+    help="Average precision: plain or trapezoid (see `uturn list metrics`).",
+)
+@click.option("--batch-size", default=32, show_default=True, help="Queries attacked at a time.")
+@DEVICE
+@QUIET
+@_plainly
+def sweep(out: Path, quiet: bool, attacks: str, **options: Any) -> None:
+    """Attack a victim at every ε and write a run folder with table, pictures and report.
+
+    The same command on the same --out resumes a run that was stopped.
+    """
+    _sweep(out, quiet, attacks=tuple(split_list(attacks)), **options)
+
+
+def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
+    from uturn.report import html
+    from uturn.report.text import table
+    from uturn.sweep import Plan, run
+    from uturn.victims.zoo import pick_device
+
+    try:
+        rows = run(Plan(device=str(pick_device(device)), **options), out, progress=not quiet)
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"stopped; finished batches are kept in {out}, the same command resumes there"
+        ) from None
+    click.echo(table(rows))
+    click.echo(f"\nreport: {html.write(out)}")
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--victim", required=True, help=VICTIM_HELP)
+@click.option(
+    "--attack", "spec", default="odfa", show_default=True, help="Attack spec, such as odfa."
+)
+@click.option("--eps", type=float, required=True, help="Largest change of a value, in levels.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the PNGs."
+)
+@click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
+@click.option("--batch-size", default=32, show_default=True, help="Pictures attacked at a time.")
+@DEVICE
+@_plainly
+def attack(
+    images: tuple[Path, ...],
+    victim: str,
+    spec: str,
+    eps: float,
+    out: Path,
+    seed: int,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Pictures in, adversarial PNGs out, at the size the victim sees."""
+    from uturn.attacks import load_attack
+    from uturn.data.pictures import decode, encode
+    from uturn.retrieval.system import embed
+    from uturn.victims.victim import to_picture
+    from uturn.victims.zoo import load_victim, pick_device
+
+    names = [path.stem for path in images]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise click.ClickException(f"two pictures would be written to {sorted(twice)[0]}.png")
+    attacked, chosen = load_victim(victim, pick_device(device)), load_attack(spec, eps=eps)
+    for begin in range(0, len(images), batch_size):
+        part = slice(begin, begin + batch_size)
+        clean = attacked.grid([decode(path) for path in images[part]])
+        found = chosen(attacked, clean, names=names[part], seed=seed)
+        cosine = (embed(attacked, clean) * embed(attacked, found.images)).sum(1)
+        for name, image, cos in zip(names[part], found.images, cosine.tolist(), strict=True):
+            encode(out / f"{name}.png", to_picture(image))
+            click.echo(f"{out / name}.png  cosine to clean {cos:+.3f}")
+
+
+@main.command("eval")
+@click.option("--victim", required=True, help=VICTIM_HELP)
+@click.option("--data", required=True, help=DATA_HELP)
+@click.option(
+    "--query-dir",
+    type=click.Path(path_type=Path),
+    help="Score these pictures in place of the queries of the same name.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DEVICE
+@QUIET
+@_plainly
+def evaluate(
+    victim: str, data: str, query_dir: Path | None, as_json: bool, device: str, quiet: bool
+) -> None:
+    """Score a victim on a data set, or any folder of changed queries."""
+    from uturn.retrieval.evaluate import evaluate as score
+    from uturn.victims.zoo import pick_device
+
+    values = score(victim, data, query_dir, pick_device(device), progress=not quiet)
+    if as_json:
+        click.echo(json.dumps(values))
+    else:
+        for name, value in values.items():
+            click.echo(f"{name:<16} {value:.4f}" if isinstance(value, float) else f"{name:<16} {value}")
+
+
+@main.command()
+@click.option("--data", required=True, help=DATA_HELP)
+@click.option("--arch", required=True, help="Architecture (see `uturn list victims`).")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Checkpoint to write (.safetensors).",
+)
+@click.option("--epochs", default=24, show_default=True, help="Passes over the pictures.")
+@click.option("--batch-size", default=128, show_default=True, help="Pictures per step.")
+@click.option("--lr", default=4e-3, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--augment",
+    default="shift",
+    show_default=True,
+    help="Comma-separated: shift, flip, recolour.",
+)
+@click.option("--seed", default=0, show_default=True, help="Keys weights, order, augmentation.")
+@DEVICE
+@QUIET
+@_plainly
+def train(out: Path, augment: str, device: str, quiet: bool, **options: Any) -> None:
+    """Train a victim by identity classification and write a checkpoint."""
+    from uturn.train.loop import Recipe
+    from uturn.train.loop import train as fit
+    from uturn.victims.zoo import pick_device
+
+    names = tuple(name for name in augment.split(",") if name)
+    recipe = Recipe(augment=names, device=str(pick_device(device)), **options)
+    recall = fit(recipe, out, progress=not quiet)
+    click.echo(f"{out}: Recall@1 {recall:.4f} on the unseen identities of {recipe.data}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@_plainly
+def report(run: Path) -> None:
+    """Write report.html from a run folder."""
+    from uturn.report import html
+
+    click.echo(html.write(run))
+
+
+@main.command("list")
+@click.argument("what", type=click.Choice(["attacks", "victims", "data", "metrics"]))
+def list_(what: str) -> None:
+    """What there is by name."""
+    for name, summary in _catalogue(what).items():
+        click.echo(f"{name:<14} {summary}")
+
+
+def _catalogue(what: str) -> dict[str, str]:
+    if what == "victims":
+        from uturn.victims.zoo import ZOO
+
+        return {name: architecture.summary for name, architecture in ZOO.items()}
+    if what == "data":
+        from uturn.data.catalog import CATALOG as entries
+    elif what == "metrics":
+        from uturn.retrieval.metrics import METRICS as entries
+    else:
+        from uturn.attacks import PRESETS as entries
+    return {name: inspect.getdoc(entry).splitlines()[0] for name, entry in entries.items()}
