@@ -20,10 +20,16 @@ DATA_HELP = "Data spec: NAME or NAME:PATH (see `uturn list data`)."
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
+INDEX = click.option(
+    "--index",
+    default="exact",
+    show_default=True,
+    help="exact:cosine or exact:euclidean; exact is what the victim was published with.",
+)
 QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
-class _Numbers(click.ParamType):
+class _Numbers(click.ParamType[tuple[float, ...]]):
     """A comma-separated list of numbers."""
 
     name = "number,…"
@@ -109,6 +115,7 @@ def demo(out: Path, quiet: bool) -> None:
     show_default=True,
     help="Average precision: plain or trapezoid (see `uturn list metrics`).",
 )
+@INDEX
 @click.option("--batch-size", default=32, show_default=True, help="Queries attacked at a time.")
 @DEVICE
 @QUIET
@@ -144,9 +151,7 @@ def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
     "--attack", "spec", default="odfa", show_default=True, help="Attack spec, such as odfa."
 )
 @click.option("--eps", type=float, required=True, help="Largest change of a value, in levels.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the PNGs."
-)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the PNGs.")
 @click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
 @click.option("--batch-size", default=32, show_default=True, help="Pictures attacked at a time.")
 @DEVICE
@@ -164,8 +169,7 @@ def attack(
     """Pictures in, adversarial PNGs out, at the size the victim sees."""
     from uturn.attacks import load_attack
     from uturn.data.pictures import decode, encode
-    from uturn.retrieval.system import embed
-    from uturn.victims.victim import to_picture
+    from uturn.victims.victim import to_picture, to_pixels
     from uturn.victims.zoo import load_victim, pick_device
 
     names = [path.stem for path in images]
@@ -177,7 +181,8 @@ def attack(
         part = slice(begin, begin + batch_size)
         clean = attacked.grid([decode(path) for path in images[part]])
         found = chosen(attacked, clean, names=names[part], seed=seed)
-        cosine = (embed(attacked, clean) * embed(attacked, found.images)).sum(1)
+        pair = attacked.embed(to_pixels(clean)), attacked.embed(to_pixels(found.images))
+        cosine = (pair[0] * pair[1]).sum(1)
         for name, image, cos in zip(names[part], found.images, cosine.tolist(), strict=True):
             encode(out / f"{name}.png", to_picture(image))
             click.echo(f"{out / name}.png  cosine to clean {cos:+.3f}")
@@ -191,23 +196,32 @@ def attack(
     type=click.Path(path_type=Path),
     help="Score these pictures in place of the queries of the same name.",
 )
+@INDEX
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @DEVICE
 @QUIET
 @_plainly
 def evaluate(
-    victim: str, data: str, query_dir: Path | None, as_json: bool, device: str, quiet: bool
+    victim: str,
+    data: str,
+    query_dir: Path | None,
+    index: str,
+    as_json: bool,
+    device: str,
+    quiet: bool,
 ) -> None:
     """Score a victim on a data set, or any folder of changed queries."""
     from uturn.retrieval.evaluate import evaluate as score
     from uturn.victims.zoo import pick_device
 
-    values = score(victim, data, query_dir, pick_device(device), progress=not quiet)
+    values = score(victim, data, query_dir, index, pick_device(device), progress=not quiet)
     if as_json:
         click.echo(json.dumps(values))
     else:
         for name, value in values.items():
-            click.echo(f"{name:<16} {value:.4f}" if isinstance(value, float) else f"{name:<16} {value}")
+            click.echo(
+                f"{name:<16} {value:.4f}" if isinstance(value, float) else f"{name:<16} {value}"
+            )
 
 
 @main.command()
@@ -268,9 +282,15 @@ def _catalogue(what: str) -> dict[str, str]:
 
         return {name: architecture.summary for name, architecture in ZOO.items()}
     if what == "data":
-        from uturn.data.catalog import CATALOG as entries
+        from uturn.data import catalog
+
+        entries: dict[str, Callable[..., Any]] = catalog.CATALOG
     elif what == "metrics":
-        from uturn.retrieval.metrics import METRICS as entries
+        from uturn.retrieval import metrics
+
+        entries = metrics.METRICS
     else:
-        from uturn.attacks import PRESETS as entries
-    return {name: inspect.getdoc(entry).splitlines()[0] for name, entry in entries.items()}
+        from uturn.attacks import presets
+
+        entries = presets.PRESETS
+    return {name: (inspect.getdoc(e) or "").partition("\n")[0] for name, e in entries.items()}

@@ -90,9 +90,7 @@ def call(kind: str, factory: Callable[..., Any], spec: Spec, **given: Any) -> An
     ``given`` are arguments that come from elsewhere and that a spec may not set.
     """
     hints = get_type_hints(factory)
-    parameters = [
-        name for name in inspect.signature(factory).parameters if name not in given
-    ]
+    parameters = [name for name in inspect.signature(factory).parameters if name not in given]
     arguments: dict[str, Any] = {}
     if spec.argument is not None:
         if not parameters:

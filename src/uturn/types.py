@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +17,9 @@ Levels: TypeAlias = "Tensor"
 Whole levels are exact in float32 (1/255 is not), so an attack that steps by whole levels
 stays on the 8-bit lattice without rounding.
 """
+
+Similarity: TypeAlias = Literal["cosine", "euclidean"]
+"""How a retrieval system compares features: by angle, or by distance with their length."""
 
 
 @final

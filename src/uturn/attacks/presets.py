@@ -9,7 +9,12 @@ from collections.abc import Callable
 
 from uturn import specs
 from uturn.attacks.loop import Attack, Start
-from uturn.attacks.objectives import AwayFromPredicted, OppositeDirection, Target, TowardsLeastLikely
+from uturn.attacks.objectives import (
+    AwayFromPredicted,
+    OppositeDirection,
+    Target,
+    TowardsLeastLikely,
+)
 from uturn.attacks.steps import Sign
 from uturn.attacks.threats import LInf
 

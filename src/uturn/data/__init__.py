@@ -1,0 +1,1 @@
+"""Data: pictures with labels, splits into query and gallery, and data sets by name."""

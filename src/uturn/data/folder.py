@@ -45,7 +45,7 @@ def replace_queries(query: Pictures, folder: Path) -> Pictures:
     strangers = sorted(set(found) - set(position))
     if strangers:
         raise DataError(
-            f"{folder / strangers[0]} (and {len(strangers) - 1} more) has the name of no query; "
+            f"{found[strangers[0]]} (and {len(strangers) - 1} more) has the name of no query; "
             f"name pictures after the data set's queries, such as {query.names[0]}.png"
         )
     kept = np.array([position[name] for name in found])

@@ -88,7 +88,8 @@ class GlyphSource:
         light = draw.uniform(0.0, 0.12) * (np.cos(angle) * x + np.sin(angle) * y)
         picture = paper + alpha * (ink - paper) + light[..., None]
         picture += draw.normal(0, 0.02, picture.shape)
-        return np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)
+        rounded: Picture = np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)
+        return rounded
 
     def stamp(self, name: str) -> str:
         return "rendered"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -98,8 +99,7 @@ class Pictures:
                 f"{len(self.cameras)} cameras: there must be one of each per picture"
             )
         if len(set(self.names)) != len(self.names):
-            seen: set[str] = set()
-            twice = next(name for name in self.names if name in seen or seen.add(name))
+            twice = Counter(self.names).most_common(1)[0][0]
             raise DataError(f"two pictures share the name {twice!r}; rename one of them")
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""A split: which pictures are asked (query), which are ranked (gallery), which may be learned from."""
+"""A split: which pictures are asked (query), which are ranked (gallery), which learned from."""
 
 from __future__ import annotations
 

@@ -67,11 +67,11 @@ def curves(
         return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * share
 
     parts = [_text(_LEFT, 18, title, "title", "start")]
-    for i in range(5):
-        value = span[0] + (span[1] - span[0]) * i / 4
-        label = f"{100 * value:.0f} %" if percent else f"{value:+.1f}".replace("+0.0", "0")
-        parts.append(_line(_LEFT, y(value), WIDTH - _RIGHT, y(value), "grid"))
-        parts.append(_text(_LEFT - 6, y(value) + 4, label, "tick", "end"))
+    for quarter in range(5):
+        level = span[0] + (span[1] - span[0]) * quarter / 4
+        label = f"{100 * level:.0f} %" if percent else f"{level:+.1f}".replace("+0.0", "0")
+        parts.append(_line(_LEFT, y(level), WIDTH - _RIGHT, y(level), "grid"))
+        parts.append(_text(_LEFT - 6, y(level) + 4, label, "tick", "end"))
     for eps in ticks:
         parts.append(_text(x(eps), HEIGHT - _BOTTOM + 16, f"{eps:g}", "tick", "middle"))
     middle = (_LEFT + WIDTH - _RIGHT) / 2
@@ -82,19 +82,25 @@ def curves(
         parts.append(_band(line, x, y))
     for line in series:
         path = " ".join(f"{x(p.eps):.1f},{y(p.value):.1f}" for p in line.points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="2"/>')
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="2"/>'
+        )
         for point in line.points:
             shown = f"{100 * point.value:.1f} %" if percent else f"{point.value:+.2f}"
             if point.low is not None and point.high is not None:
                 ends = (point.low, point.high)
                 shown += " (95 %: " + " to ".join(f"{100 * end:.1f} %" for end in ends) + ")"
             parts.append(
-                _marker(line, x(point.eps), y(point.value), f"{line.name}, ε={point.eps:g}: {shown}")
+                _marker(
+                    line, x(point.eps), y(point.value), f"{line.name}, ε={point.eps:g}: {shown}"
+                )
             )
     return _svg(WIDTH, HEIGHT, f"{title} against ε", parts, "curve")
 
 
-def dial(means: Sequence[tuple[float, float]], cloud: Sequence[Sequence[float]], colour: str) -> str:
+def dial(
+    means: Sequence[tuple[float, float]], cloud: Sequence[Sequence[float]], colour: str
+) -> str:
     """A half circle on which the feature turns from 0° (its own place) to 180° (opposite).
 
     ``means`` are (ε, mean cosine), one arrow each; ``cloud`` the cosines of single queries
@@ -106,11 +112,13 @@ def dial(means: Sequence[tuple[float, float]], cloud: Sequence[Sequence[float]],
         angle = math.acos(max(-1.0, min(1.0, cosine)))
         return cx + r * math.cos(angle), cy - r * math.sin(angle)
 
-    rim = f'<path d="M {cx + radius} {cy} A {radius} {radius} 0 0 0 {cx - radius} {cy}" class="rim"/>'
+    rim = (
+        f'<path d="M {cx + radius} {cy} A {radius} {radius} 0 0 0 {cx - radius} {cy}" class="rim"/>'
+    )
     parts = [rim, _line(cx - radius, cy, cx + radius, cy, "grid")]
-    for degrees in (0, 45, 90, 135, 180):
-        tx, ty = at(math.cos(math.radians(degrees)), radius + 44)
-        parts.append(_text(tx, ty + 4, f"{degrees}°", "tick", "middle"))
+    for mark in (0, 45, 90, 135, 180):
+        tx, ty = at(math.cos(math.radians(mark)), radius + 44)
+        parts.append(_text(tx, ty + 4, f"{mark}°", "tick", "middle"))
     for ring, cosines in enumerate(cloud):
         for cosine in cosines:
             px, py = at(cosine, radius + 6 + 5 * ring)
@@ -190,7 +198,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
 
 
 def _svg(width: int, height: int, label: str, parts: Sequence[str], kind: str) -> str:

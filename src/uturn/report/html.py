@@ -210,7 +210,7 @@ def _read(run: Path, name: str) -> dict[str, Any]:
         content = json.loads((run / name).read_bytes())
     except FileNotFoundError:
         raise RunFolderError(
-            f"{run} has no {name}: it is no finished run folder; `uturn sweep --out {run}` makes one"
+            f"{run} has no {name}: it is no finished run folder; `uturn sweep` makes one"
         ) from None
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {run / name}: {error}") from error

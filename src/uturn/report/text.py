@@ -24,7 +24,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     cells += [[_cell(row, key) for _, key in _COLUMNS] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
     lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths)))
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in cells
     ]
     lines.insert(1, "  ".join("─" * width for width in widths))

@@ -1,0 +1,1 @@
+"""Retrieval: from features to rankings, metrics and intervals."""

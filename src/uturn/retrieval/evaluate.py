@@ -12,9 +12,9 @@ from uturn.data.folder import replace_queries
 from uturn.data.pictures import Pictures
 from uturn.progress import bar
 from uturn.retrieval import metrics
-from uturn.retrieval.index import ExactIndex
+from uturn.retrieval.index import build_index
 from uturn.retrieval.judge import Labels, judge_for
-from uturn.retrieval.system import RetrievalSystem, embed_pictures
+from uturn.retrieval.system import RetrievalSystem, chunks, extract_pictures
 from uturn.victims.victim import Victim
 from uturn.victims.zoo import load_victim
 
@@ -23,6 +23,7 @@ def evaluate(
     victim: str,
     data: str,
     query_dir: Path | None = None,
+    index: str = "exact",
     device: str | torch.device = "cpu",
     *,
     progress: bool = True,
@@ -35,15 +36,16 @@ def evaluate(
     loaded, split = load_victim(victim, device), load_data(data)
     query = split.query if query_dir is None else replace_queries(split.query, query_dir)
     system = RetrievalSystem(
-        ExactIndex(_embed(loaded, split.gallery, "embedding the gallery", progress)),
+        build_index(index, _extract(loaded, split.gallery, "gallery", progress), loaded.similarity),
         Labels.of(split.gallery, loaded.device),
         judge_for(split.protocol),
     )
-    embeddings = _embed(loaded, query, "embedding the queries", progress)
-    ranking = system.rank(embeddings, Labels.of(query, loaded.device))
+    features = _extract(loaded, query, "queries", progress)
+    ranking = system.rank(features, Labels.of(query, loaded.device))
     values: dict[str, str | int | float] = {
         "victim": victim,
         "data": data,
+        "index": str(system.index),
         "queries": len(query),
         "gallery": len(split.gallery),
         "no-match queries": int((ranking.matches == 0).sum()),
@@ -57,10 +59,10 @@ def evaluate(
     return values
 
 
-def _embed(victim: Victim, pictures: Pictures, what: str, progress: bool) -> Tensor:
+def _extract(victim: Victim, pictures: Pictures, what: str, progress: bool) -> Tensor:
     parts = []
-    with bar(len(pictures), what, "picture", show=progress) as shown:
-        for part in embed_pictures(victim, pictures):
-            parts.append(part)
-            shown.update(len(part))
+    with bar(len(pictures), f"embedding the {what}", "picture", show=progress) as shown:
+        for chunk in chunks(len(pictures)):
+            parts.append(extract_pictures(victim, pictures, chunk))
+            shown.update(len(chunk))
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Indexes: embeddings in, scores or the closest items out. Larger scores are closer."""
+"""Indexes: raw features in, scores or the closest items out. Larger scores are closer."""
 
 from __future__ import annotations
 
@@ -6,49 +6,81 @@ from dataclasses import dataclass
 from typing import Protocol, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from uturn import specs
 from uturn.errors import ArgumentError
+from uturn.types import Similarity
 
 
 class Index(Protocol):
-    """A gallery that can be asked."""
+    """A gallery that can be asked. Its ``str`` names it in result rows."""
 
     def __len__(self) -> int: ...
 
     def scores(self, queries: Tensor) -> Tensor:
-        """Scores ``(Q, G)`` of query embeddings ``(Q, D)`` against the whole gallery."""
+        """Scores ``(Q, G)`` of raw query features ``(Q, D)`` against the whole gallery."""
         ...
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ExactIndex:
-    """Cosine against every gallery embedding ``(G, D)``, unit norm, float32.
+    """Every query against every gallery feature ``(G, D)``.
+
+    ``cosine`` scores are cosines, ``euclidean`` ones minus the squared distance.
 
     Raises:
-        ArgumentError: an embedding is not finite; a score of NaN would rank anywhere.
+        ArgumentError: a feature is not finite; a score of NaN would rank anywhere.
     """
 
-    embeddings: Tensor
+    features: Tensor
+    similarity: Similarity = "cosine"
 
     def __post_init__(self) -> None:
-        require_finite(self.embeddings, "gallery")
+        require_finite(self.features, "gallery")
+        if self.similarity == "cosine":
+            object.__setattr__(self, "features", F.normalize(self.features, dim=1))
 
     def __len__(self) -> int:
-        return len(self.embeddings)
+        return len(self.features)
+
+    def __str__(self) -> str:
+        return f"exact:{self.similarity}"
 
     def scores(self, queries: Tensor) -> Tensor:
-        return queries @ self.embeddings.T
+        if self.similarity == "cosine":
+            return F.normalize(queries, dim=1) @ self.features.T
+        squares = queries.square().sum(1)[:, None] + self.features.square().sum(1)
+        return 2 * queries @ self.features.T - squares
 
 
-def require_finite(embeddings: Tensor, what: str) -> None:
-    """Raise `ArgumentError` if any embedding ``(N, D)`` holds NaN or infinity."""
-    finite = embeddings.isfinite().all(1)
+def build_index(spec: str, features: Tensor, published: Similarity) -> Index:
+    """Build an index from a spec: ``exact``, ``exact:cosine`` or ``exact:euclidean``.
+
+    Without a similarity it is ``published``, the one that the victim's weights come with.
+
+    Raises:
+        SpecError: unknown index or similarity.
+    """
+
+    def exact(similarity: Similarity = published) -> Index:
+        return ExactIndex(features, similarity)
+
+    parsed = specs.Spec.parse(spec)
+    specs.choose("index", parsed.name, ["exact"])
+    index: Index = specs.call("index", exact, parsed)
+    return index
+
+
+def require_finite(features: Tensor, what: str) -> None:
+    """Raise `ArgumentError` if any feature ``(N, D)`` holds NaN or infinity."""
+    finite = features.isfinite().all(1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         raise ArgumentError(
-            f"{int((~finite).sum())} of {len(finite)} {what} embeddings are not finite (first: "
+            f"{int((~finite).sum())} of {len(finite)} {what} features are not finite (first: "
             f"number {first}); the victim's weights or preprocessing are broken"
         )
 

@@ -13,11 +13,12 @@ RESAMPLES = 2000
 def identity_bootstrap(
     values: npt.NDArray[np.float64], identities: npt.NDArray[np.int64], seed: int
 ) -> tuple[float, float] | None:
-    """95 % interval of the mean of per-query ``values`` ``(Q,)``, NaN left out; None if none is left.
+    """95 % interval of the mean of per-query ``values`` ``(Q,)``; NaN are left out.
 
     Percentile bootstrap over identities: whole identities are drawn with replacement. Where
     every value is 0 (or every value is 1) resampling would claim certainty; there the open
-    end is the exact binomial bound for as many trials as there are identities.
+    end is the exact binomial bound for as many trials as there are identities. None if no
+    value is left.
     """
     kept = ~np.isnan(values)
     values, identities = values[kept], identities[kept]

@@ -42,18 +42,16 @@ class Ranking:
         return len(self.matches)
 
 
-def rank(
-    index: Index, queries: Tensor, query: Labels, gallery: Labels, judge: Judge
-) -> Ranking:
-    """Rank the gallery for query embeddings ``(Q, D)`` in chunks of bounded memory.
+def rank(index: Index, queries: Tensor, query: Labels, gallery: Labels, judge: Judge) -> Ranking:
+    """Rank the gallery for query features ``(Q, D)`` in chunks of bounded memory.
 
     Raises:
-        ArgumentError: sizes do not fit, or an embedding is not finite.
+        ArgumentError: sizes do not fit, or a feature is not finite.
     """
     if len(queries) != len(query) or len(index) != len(gallery):
         raise ArgumentError(
-            f"{len(queries)} query embeddings for {len(query)} labels, "
-            f"{len(index)} gallery embeddings for {len(gallery)} labels: one label per picture"
+            f"{len(queries)} query features for {len(query)} labels, "
+            f"{len(index)} gallery features for {len(gallery)} labels: one label per picture"
         )
     require_finite(queries, "query")
     size = max(1, _CHUNK // max(1, len(gallery)))
@@ -78,7 +76,7 @@ def rank_scores(scores: Tensor, relevant: Tensor, ignored: Tensor) -> Ranking:
 
     The k-th best relevant item stands at k + #{irrelevant items that score at least as much}.
     """
-    queries, items = scores.shape
+    queries = len(scores)
     matches = relevant.sum(1)  # (Q,)
     width = int(matches.max()) if queries else 0
     # The relevant items' scores, ascending, behind a padding of +inf that nothing reaches.
@@ -93,9 +91,9 @@ def rank_scores(scores: Tensor, relevant: Tensor, ignored: Tensor) -> Ranking:
     reached = torch.searchsorted(thresholds, scores.contiguous(), right=True)  # (Q, G)
     counted = ~(relevant | ignored)
     offset = torch.arange(queries, device=scores.device)[:, None] * (width + 1)
-    histogram = torch.bincount(
-        (reached + offset)[counted], minlength=queries * (width + 1)
-    ).view(queries, width + 1)
+    histogram = torch.bincount((reached + offset)[counted], minlength=queries * (width + 1)).view(
+        queries, width + 1
+    )
     at_least = histogram.flip(1).cumsum(1).flip(1)[:, 1:]  # (Q, P): items ≥ threshold j
 
     order = matches[:, None] - torch.arange(width, device=scores.device)  # k of threshold j

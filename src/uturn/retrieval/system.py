@@ -1,8 +1,7 @@
-"""The retrieval system under test: a victim's embeddings of a gallery, asked under a judge."""
+"""The retrieval system under test: a victim's features of a gallery, asked under a judge."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -15,17 +14,17 @@ from uturn.retrieval.judge import Judge, Labels
 from uturn.retrieval.ranking import Ranking, rank
 from uturn.victims.victim import Victim, to_pixels
 
-EMBED_BATCH = 64
+_BATCH = 64
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """The first ``k`` gallery items for each query, best first: ``(Q, k)`` each."""
+@dataclass(frozen=True)
+class Hit:
+    """One place of a rank list: which gallery item, its score, and whether it is relevant."""
 
-    items: Tensor
-    scores: Tensor
-    relevant: Tensor
+    item: int
+    score: float
+    relevant: bool
 
 
 @final
@@ -37,25 +36,37 @@ class RetrievalSystem:
     gallery: Labels
     judge: Judge
 
-    def rank(self, embeddings: Tensor, query: Labels) -> Ranking:
-        """Positions of the relevant items for query embeddings ``(Q, D)``."""
-        return rank(self.index, embeddings, query, self.gallery, self.judge)
+    def rank(self, features: Tensor, query: Labels) -> Ranking:
+        """Positions of the relevant items for query features ``(Q, D)``."""
+        return rank(self.index, features, query, self.gallery, self.judge)
 
-    def ask(self, embeddings: Tensor, query: Labels, k: int) -> Answer:
-        """The first ``k`` items that the judge does not ignore, as a person would see them."""
+    def ask(self, features: Tensor, query: Labels, k: int) -> list[list[Hit]]:
+        """Per query the first ``k`` items, best first, as a person would see them.
+
+        What the judge ignores is left out, so a small gallery can give fewer.
+        """
         relevant, ignored = self.judge(query, self.gallery)
-        items, scores = top(self.index.scores(embeddings), ignored, k)
-        return Answer(items, scores, relevant.gather(1, items))
+        items, scores = top(self.index.scores(features), ignored, k)
+        right, left_out = relevant.gather(1, items), ignored.gather(1, items)
+        columns = (items.tolist(), scores.tolist(), right.tolist(), left_out.tolist())
+        return [
+            [Hit(i, s, r) for i, s, r, out in zip(*row, strict=True) if not out]
+            for row in zip(*columns, strict=True)
+        ]
 
 
 @torch.no_grad()
-def embed(victim: Victim, images: Tensor) -> Tensor:
-    """Embeddings ``(N, D)`` of uint8 images ``(N, 3, H, W)``, in batches of bounded memory."""
-    return torch.cat([victim.embed(to_pixels(part)) for part in images.split(EMBED_BATCH)])
+def extract(victim: Victim, images: Tensor) -> Tensor:
+    """Raw features ``(N, D)`` of uint8 images ``(N, 3, H, W)``, in batches of bounded memory."""
+    parts = [victim.features(to_pixels(part)) for part in torch.split(images, _BATCH)]
+    return torch.cat(parts)
 
 
-def embed_pictures(victim: Victim, pictures: Pictures, chunk: int = 256) -> Iterator[Tensor]:
-    """Decode, put on the victim's grid and embed ``chunk`` pictures at a time: ``(≤chunk, D)``."""
-    for begin in range(0, len(pictures), chunk):
-        part = range(begin, min(begin + chunk, len(pictures)))
-        yield embed(victim, victim.grid([pictures.read(i) for i in part]))
+def extract_pictures(victim: Victim, pictures: Pictures, part: range) -> Tensor:
+    """Decode the pictures of ``part``, put them on the victim's grid, and extract: ``(n, D)``."""
+    return extract(victim, victim.grid([pictures.read(i) for i in part]))
+
+
+def chunks(total: int, size: int = 256) -> list[range]:
+    """``range(total)`` in pieces of ``size``."""
+    return [range(begin, min(begin + size, total)) for begin in range(0, total, size)]

@@ -55,6 +55,7 @@ class Plan:
     queries: int | None = None
     seed: int = 0
     convention: str = "plain"
+    index: str = "exact"
     batch_size: int = 32
     device: str = "cpu"
 

@@ -15,6 +15,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from uturn.data.catalog import load_data
@@ -23,11 +24,11 @@ from uturn.data.split import Split
 from uturn.errors import ArgumentError
 from uturn.progress import bar
 from uturn.retrieval import metrics
-from uturn.retrieval.index import ExactIndex
+from uturn.retrieval.index import build_index
 from uturn.retrieval.intervals import identity_bootstrap
 from uturn.retrieval.judge import Labels, judge_for
 from uturn.retrieval.ranking import TIES
-from uturn.retrieval.system import RetrievalSystem, embed
+from uturn.retrieval.system import RetrievalSystem, chunks, extract, extract_pictures
 from uturn.sweep import checks
 from uturn.sweep.plan import CLEAN, Job, Plan
 from uturn.sweep.store import Row, RunFolder
@@ -37,7 +38,6 @@ from uturn.victims.zoo import load_victim
 
 Column = npt.NDArray[np.float64]
 
-GALLERY_CHUNK = 256
 RECALLS = (1, 5, 10)
 SHOWN = 8
 """Queries whose rank lists are kept for the report: the first of the seeded sample, not the
@@ -73,15 +73,17 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
         return folder.results()
     _rehearse(victim, split, plan)
     sweep = _Sweep(
-        plan, folder, victim, split, _system(victim, split, folder, progress), progress
+        plan, folder, victim, split, _system(victim, split, plan, folder, progress), progress
     )
     sweep.craft()
     return sweep.reduce()
 
 
 def _rehearse(victim: Victim, split: Split, plan: Plan) -> None:
-    """Bind every objective to one query now, so that misfits fail before the long work."""
+    """Try the index and every objective on one query, so that misfits fail before long work."""
     pixels = to_pixels(victim.grid([split.query.read(0)])).to(victim.device)
+    with torch.no_grad():
+        build_index(plan.index, victim.features(pixels), victim.similarity)
     for objective in {job.attack.objective for job in plan.jobs() if job.attack}:
         if not bool(objective.bind(victim, pixels, Scene())(pixels).isfinite().all()):
             raise ArgumentError(
@@ -90,24 +92,29 @@ def _rehearse(victim: Victim, split: Split, plan: Plan) -> None:
             )
 
 
-def _system(victim: Victim, split: Split, folder: RunFolder, progress: bool) -> RetrievalSystem:
-    """Embed the gallery, chunk by chunk into the run folder."""
+def _system(
+    victim: Victim, split: Split, plan: Plan, folder: RunFolder, progress: bool
+) -> RetrievalSystem:
+    """Extract the gallery's features, chunk by chunk into the run folder, and index them."""
     gallery = split.gallery
-    chunks = _cut(len(gallery), GALLERY_CHUNK)
-    parts = [folder.gallery_part(number) for number in range(len(chunks))]
-    done = sum(len(part) for part in parts if part is not None)
-    with bar(
-        len(gallery), "embedding the gallery", "picture", done=done, show=progress
-    ) as shown:
-        for number, chunk in enumerate(chunks):
-            if parts[number] is None:
-                images = victim.grid([gallery.read(i) for i in chunk])
-                parts[number] = embed(victim, images).cpu().numpy()
-                folder.add_gallery_part(number, parts[number])
-                shown.update(len(chunk))
-    embeddings = torch.from_numpy(np.concatenate(parts))
+    parts = chunks(len(gallery))
+    stored = {
+        number: part_features
+        for number in range(len(parts))
+        if (part_features := folder.gallery_part(number)) is not None
+    }
+    done = sum(map(len, stored.values()))
+    with bar(len(gallery), "embedding the gallery", "picture", done=done, show=progress) as shown:
+        for number, part in enumerate(parts):
+            if number not in stored:
+                stored[number] = extract_pictures(victim, gallery, part).cpu().numpy()
+                folder.add_gallery_part(number, stored[number])
+                shown.update(len(part))
+    features = torch.from_numpy(np.concatenate([stored[n] for n in range(len(parts))])).to(
+        victim.device
+    )
     return RetrievalSystem(
-        ExactIndex(embeddings.to(victim.device)),
+        build_index(plan.index, features, victim.similarity),
         Labels.of(gallery, victim.device),
         judge_for(split.protocol),
     )
@@ -116,12 +123,12 @@ def _system(victim: Victim, split: Split, folder: RunFolder, progress: bool) -> 
 @final
 @dataclass(frozen=True, eq=False)
 class _Queries:
-    """A batch of queries: on the victim's grid, as their clean PNGs decode, and embedded."""
+    """A batch of queries: on the victim's grid, as their clean PNGs decode, their features."""
 
     pictures: Pictures
     images: Tensor
     clean: list[Picture]
-    embeddings: Tensor
+    features: Tensor
     shown: int
 
 
@@ -139,7 +146,7 @@ class _Sweep:
 
     def batches(self) -> list[range]:
         """Cut by the configuration, never by where a run stopped."""
-        return _cut(len(self.split.query), self.plan.batch_size)
+        return chunks(len(self.split.query), self.plan.batch_size)
 
     # -- crafting and scoring ---------------------------------------------------------------
 
@@ -156,9 +163,7 @@ class _Sweep:
 
         total = sum(work(jobs, batch) for batch in batches)
         done = total - sum(map(work, todo, batches))
-        with bar(
-            total, "crafting and scoring", "step", done=done, show=self.progress
-        ) as shown:
+        with bar(total, "crafting and scoring", "step", done=done, show=self.progress) as shown:
             for number, batch in enumerate(batches):
                 if not todo[number]:
                     continue
@@ -180,7 +185,7 @@ class _Sweep:
             pictures,
             images,
             clean,
-            embed(self.victim, self.victim.grid(clean)),
+            extract(self.victim, self.victim.grid(clean)),
             shown=sum(i < SHOWN for i in batch),
         )
 
@@ -205,11 +210,11 @@ class _Sweep:
             checks.measure(job, *each) for each in zip(names, queries.clean, scored, strict=True)
         ]
         labels = Labels.of(queries.pictures, self.victim.device)
-        embeddings = embed(self.victim, self.victim.grid(scored))
-        ranking = self.system.rank(embeddings, labels)
+        features = extract(self.victim, self.victim.grid(scored))
+        ranking = self.system.rank(features, labels)
         first = metrics.first_match(ranking).tolist()
         precision = metrics.average_precision(ranking, self.plan.convention).tolist()
-        cosine = (embeddings * queries.embeddings).sum(1).tolist()
+        cosine = F.cosine_similarity(features, queries.features).tolist()
         rows = [
             {
                 "query": name,
@@ -225,26 +230,23 @@ class _Sweep:
             }
             for n, name in enumerate(names)
         ]
-        return {"rows": rows, "answers": self._answers(queries, embeddings, labels)}
+        return {"rows": rows, "answers": self._answers(queries, features, labels)}
 
-    def _answers(self, queries: _Queries, embeddings: Tensor, labels: Labels) -> list[Row]:
+    def _answers(self, queries: _Queries, features: Tensor, labels: Labels) -> list[Row]:
         """The first ranks of the queries that the report shows."""
         if not queries.shown:
             return []
-        part = slice(queries.shown)
-        answer = self.system.ask(embeddings[part], labels[part], RANKS)
-        items = zip(
-            answer.items.tolist(), answer.scores.tolist(), answer.relevant.tolist(), strict=True
-        )
+        part, gallery = slice(queries.shown), self.split.gallery.names
+        answers = self.system.ask(features[part], labels[part], RANKS)
         return [
             {
                 "query": name,
                 "items": [
-                    {"name": self.split.gallery.names[item], "score": score, "relevant": right}
-                    for item, score, right in zip(*columns, strict=True)
+                    {"name": gallery[hit.item], "score": hit.score, "relevant": hit.relevant}
+                    for hit in answer
                 ],
             }
-            for name, columns in zip(queries.pictures.names[part], items, strict=True)
+            for name, answer in zip(queries.pictures.names[part], answers, strict=True)
         ]
 
     # -- the reduction at the edge ------------------------------------------------------------
@@ -255,7 +257,9 @@ class _Sweep:
         for job in self.plan.jobs():
             parts = [self.folder.part(job, n) or {} for n in range(len(self.batches()))]
             rows = [
-                {"attack": job.name, "eps": job.eps, **row} for part in parts for row in part["rows"]
+                {"attack": job.name, "eps": job.eps, **row}
+                for part in parts
+                for row in part["rows"]
             ]
             seconds = sum(part["seconds"] for part in parts)
             queries += rows
@@ -266,13 +270,12 @@ class _Sweep:
                 for answer in part["answers"]
             ]
         self._thumbnails({item["name"] for r in ranklists for item in r["items"]})
-        index = self.system.index
-        assert isinstance(index, ExactIndex)
+        few = range(min(64, len(self.split.gallery)))
+        sample = extract_pictures(self.victim, self.split.gallery, few)
         facts = {
-            "device": str(self.victim.device),
-            "gallery": len(index),
-            "dimensions": index.embeddings.shape[1],
-            "nonnegative features": bool((index.embeddings >= 0).all()),
+            "gallery": len(self.split.gallery),
+            "dimensions": sample.shape[1],
+            "nonnegative features": bool((sample >= 0).all()),
             "gradients": sum(row["gradients"] * row["queries"] for row in results),
         }
         self.folder.finish(queries, results, ranklists, facts)
@@ -292,6 +295,7 @@ class _Sweep:
             "data": self.plan.data,
             "queries": len(rows),
             "convention": self.plan.convention,
+            "index": str(self.system.index),
             **{name: _mean(value) for name, value in values.items()},
             "cosine": float(column("cosine_to_clean").mean()),
             "ci95": {
@@ -313,10 +317,6 @@ class _Sweep:
 def _mean(values: Column) -> float | None:
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if len(kept) else None
-
-
-def _cut(total: int, size: int) -> list[range]:
-    return [range(begin, min(begin + size, total)) for begin in range(0, total, size)]
 
 
 def _threaded(function: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:

@@ -94,14 +94,14 @@ class RunFolder:
         return self.parts / job.folder / f"{batch:05d}.json"
 
     def gallery_part(self, chunk: int) -> npt.NDArray[np.float32] | None:
-        """Embeddings that `add_gallery_part` stored, or None."""
+        """Features that `add_gallery_part` stored, or None."""
         path = self.parts / "gallery" / f"{chunk:05d}.npy"
         return np.load(path, allow_pickle=False) if path.exists() else None
 
-    def add_gallery_part(self, chunk: int, embeddings: npt.NDArray[np.float32]) -> None:
-        """Commit the embeddings of one chunk of the gallery."""
+    def add_gallery_part(self, chunk: int, features: npt.NDArray[np.float32]) -> None:
+        """Commit the features of one chunk of the gallery."""
         buffer = io.BytesIO()
-        np.save(buffer, embeddings, allow_pickle=False)
+        np.save(buffer, features, allow_pickle=False)
         self._write(self.parts / "gallery" / f"{chunk:05d}.npy", buffer.getvalue())
 
     # -- the end ----------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def _require_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

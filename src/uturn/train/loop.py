@@ -20,7 +20,7 @@ from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.index import ExactIndex
 from uturn.retrieval.judge import Labels, judge_for
-from uturn.retrieval.system import RetrievalSystem, embed_pictures
+from uturn.retrieval.system import RetrievalSystem, chunks, extract_pictures
 from uturn.train.augment import AUGMENTATIONS
 from uturn.victims import checkpoints
 from uturn.victims.classifiers import CosineClassifier
@@ -82,7 +82,7 @@ def train(recipe: Recipe, out: Path, *, progress: bool = True) -> float:
         for _ in range(recipe.epochs):
             network.train()
             order = torch.randperm(len(images), generator=rng)
-            for batch in order[: per_epoch * recipe.batch_size].split(recipe.batch_size):
+            for batch in torch.split(order[: per_epoch * recipe.batch_size], recipe.batch_size):
                 picked = images[batch]
                 for name in recipe.augment:
                     picked = AUGMENTATIONS[name](picked, rng)
@@ -93,10 +93,10 @@ def train(recipe: Recipe, out: Path, *, progress: bool = True) -> float:
                 optimiser.step()
                 schedule.step()
                 shown.update()
-            shown.set_postfix_str(f"loss {float(loss):.3f}")
+            shown.set_postfix_str(f"loss {loss.item():.3f}")
     tensors = {**network.state_dict()}
     tensors |= {f"classifier.{key}": value for key, value in head.state_dict().items()}
-    checkpoints.write(out, tensors, chosen.preprocessing)
+    checkpoints.write(out, tensors, checkpoints.Card(chosen.preprocessing, "cosine"))
     return _recall(recipe, chosen, network, split, device)
 
 
@@ -114,11 +114,15 @@ def _recall(
     victim = Victim(
         name=recipe.arch, network=network, preprocessing=chosen.preprocessing, device=device
     )
+
+    def features(pictures: Pictures) -> Tensor:
+        parts = [extract_pictures(victim, pictures, part) for part in chunks(len(pictures))]
+        return torch.cat(parts)
+
     system = RetrievalSystem(
-        ExactIndex(torch.cat(list(embed_pictures(victim, split.gallery)))),
+        ExactIndex(features(split.gallery)),
         Labels.of(split.gallery, device),
         judge_for(split.protocol),
     )
-    query = torch.cat(list(embed_pictures(victim, split.query)))
-    ranking = system.rank(query, Labels.of(split.query, device))
+    ranking = system.rank(features(split.query), Labels.of(split.query, device))
     return float(metrics.recall_at(ranking, 1).nanmean())

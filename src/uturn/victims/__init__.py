@@ -1,0 +1,1 @@
+"""Victims: pixels in, embeddings and logits out."""

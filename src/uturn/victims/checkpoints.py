@@ -1,4 +1,4 @@
-"""Reading and writing weights. A checkpoint is hostile until proven otherwise: nothing in it runs."""
+"""Reading and writing weights. A checkpoint is hostile until proven otherwise: nothing runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from uturn.errors import CheckpointError
+from uturn.types import Similarity
 from uturn.victims.victim import Preprocessing
 
 
 @dataclass(frozen=True)
+class Card:
+    """What must live with the weights: how pictures go in and how features are compared."""
+
+    preprocessing: Preprocessing
+    similarity: Similarity
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by key, the preprocessing that was stored with them, and a hash of the file."""
+    """Tensors by key, the card that was stored with them, and a hash of the file."""
 
     path: Path
     tensors: Mapping[str, Tensor]
-    preprocessing: Preprocessing | None
+    card: Card | None
     fingerprint: str
 
     def part(self, prefix: str) -> dict[str, Tensor]:
@@ -80,10 +89,10 @@ def read(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise CheckpointError(f"there is no weights file at {path}; check weights=PATH")
-    if path.suffix == ".safetensors":
-        content, preprocessing = _read_safetensors(path)
-    else:
-        content, preprocessing = _read_torch(path), None
+    content: Any
+    content, card = (
+        _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
+    )
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
@@ -93,10 +102,8 @@ def read(path: Path) -> Checkpoint:
         for key, value in content.items()
         if isinstance(value, Tensor)
     }
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-        fingerprint = (digest or hashlib.sha256(path.read_bytes())).hexdigest()
-    return Checkpoint(path, tensors, preprocessing, fingerprint)
+    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Checkpoint(path, tensors, card, fingerprint)
 
 
 def _read_torch(path: Path) -> Any:
@@ -114,30 +121,33 @@ def _read_torch(path: Path) -> Any:
         ) from error
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Preprocessing | None]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card | None]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a valid safetensors file: {error}") from error
-    if "preprocessing" not in metadata:
+    if "uturn" not in metadata:
         return tensors, None
     try:
-        stored = json.loads(metadata["preprocessing"])
-        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        return tensors, Preprocessing(**stored)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} stores unreadable preprocessing: {error}") from error
+        stored = json.loads(metadata["uturn"])
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in stored["preprocessing"].items()
+        }
+        return tensors, Card(Preprocessing(**given), stored["similarity"])
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{path} carries an unreadable card: {error!r}") from error
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], preprocessing: Preprocessing) -> None:
-    """Write a safetensors file that carries its preprocessing."""
+def write(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
+    """Write a safetensors file that carries its card."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     safetensors.torch.save_file(
         {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
         temporary,
-        {"preprocessing": json.dumps(asdict(preprocessing))},
+        {"uturn": json.dumps(asdict(card))},
     )
     temporary.replace(path)

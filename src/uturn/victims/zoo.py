@@ -12,6 +12,7 @@ from torch import nn
 
 from uturn import specs
 from uturn.errors import ArgumentError, CheckpointError, SpecError
+from uturn.types import Similarity
 from uturn.victims import checkpoints
 from uturn.victims.backbones.cifar import CifarResNet
 from uturn.victims.backbones.osnet import OSNet
@@ -30,8 +31,14 @@ class Architecture:
     build: Callable[[], nn.Module]
     features: int
     preprocessing: Preprocessing
+    similarity: Similarity = "cosine"
     weights: Path | None = None
     """Weights that ship with the package, used where a spec names none."""
+
+    @property
+    def card(self) -> checkpoints.Card:
+        """What holds for weights that do not carry a card of their own."""
+        return checkpoints.Card(self.preprocessing, self.similarity)
 
 
 def _osnet(width: float) -> Architecture:
@@ -40,6 +47,8 @@ def _osnet(width: float) -> Architecture:
         build=lambda: OSNet(width),
         features=512,
         preprocessing=Preprocessing(size=(256, 128)),
+        # torchreid publishes its results by distance; by cosine the same weights score higher.
+        similarity="euclidean",
     )
 
 
@@ -78,7 +87,9 @@ def load_victim(spec: str, device: str | torch.device = "cpu") -> Victim:
     def build(weights: str | None = None) -> Victim:
         path = chosen.weights if weights is None else Path(weights).expanduser()
         if path is None:
-            raise SpecError(f"{parsed.name} needs trained weights; write {parsed.name}:weights=PATH")
+            raise SpecError(
+                f"{parsed.name} needs trained weights; write {parsed.name}:weights=PATH"
+            )
         return _assemble(parsed.name, chosen, checkpoints.read(path), device)
 
     victim: Victim = specs.call("victim", build, parsed)
@@ -102,10 +113,12 @@ def _assemble(
 ) -> Victim:
     network = chosen.build()
     checkpoint.load_into(network, checkpoint.without("classifier"))
+    card = checkpoint.card or chosen.card
     return Victim(
         name=name,
         network=network,
-        preprocessing=checkpoint.preprocessing or chosen.preprocessing,
+        preprocessing=card.preprocessing,
+        similarity=card.similarity,
         classifier=_classifier(chosen, checkpoint),
         fingerprint=checkpoint.fingerprint,
         device=torch.device(device),

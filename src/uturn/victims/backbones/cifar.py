@@ -54,4 +54,5 @@ class _Block(nn.Module):
         if self.stride > 1 or self.widen:
             low = self.widen // 2
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, low, self.widen - low))
-        return (y + x).relu()
+        out: Tensor = (y + x).relu()
+        return out

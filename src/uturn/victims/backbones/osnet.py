@@ -50,8 +50,8 @@ class _ConvBN(nn.Module):
         self.relu = nn.Identity() if linear else nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn(self.conv(x)))
-        return x
+        y: Tensor = self.relu(self.bn(self.conv(x)))
+        return y
 
 
 def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1, linear: bool = False) -> _ConvBN:
@@ -73,8 +73,8 @@ class _Lite3x3(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn(self.conv2(self.conv1(x))))
-        return x
+        y: Tensor = self.relu(self.bn(self.conv2(self.conv1(x))))
+        return y
 
 
 class _Gate(nn.Module):
@@ -88,7 +88,7 @@ class _Gate(nn.Module):
         self.fc2 = nn.Conv2d(channels // 16, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.fc2(self.relu(self.fc1(self.global_avgpool(x)))).sigmoid()
+        weight: Tensor = self.fc2(self.relu(self.fc1(self.global_avgpool(x)))).sigmoid()
         return x * weight
 
 
@@ -112,4 +112,5 @@ class _OmniScale(nn.Module):
         streams = (self.conv2a, self.conv2b, self.conv2c, self.conv2d)
         y = self.conv3(sum(self.gate(stream(y)) for stream in streams))
         skip = x if self.downsample is None else self.downsample(x)
-        return (y + skip).relu()
+        out: Tensor = (y + skip).relu()
+        return out

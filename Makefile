@@ -1,0 +1,37 @@
+# Every target does all of its own set-up; repeated, it is quick.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check weights clean
+
+demo: $(VENV)/.core  ## The main job on the embedded default.
+	$(BIN)/uturn demo
+
+test: $(VENV)/.dev  ## The test suite; what this machine lacks is skipped with a reason.
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.dev  ## Format, lint, types.
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+
+weights: $(VENV)/.core  ## Train the shipped glyph weights anew (5 minutes on 2 cores).
+	$(BIN)/uturn train --data glyphs --arch glyph_net --augment shift,recolour --device cpu \
+		--out src/uturn/victims/weights/glyph_net.safetensors
+
+clean:
+	rm -rf $(VENV) uturn-demo .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) --editable ".[dev]"
+	@touch $@

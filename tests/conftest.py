@@ -1,0 +1,80 @@
+"""Shared victims, data and markers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from uturn import load_victim
+from uturn.victims.victim import Preprocessing, Victim
+
+RAW = Preprocessing(size=(8, 4), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+class Linear(nn.Module):
+    """Features ``x · Wᵀ + b``, summed picture by picture so that batches cannot mix."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[:, None] * self.weight).sum((2, 3, 4)) + self.bias
+
+
+def linear_victim(weight: Tensor, bias: Tensor, classifier: nn.Module | None = None) -> Victim:
+    """A victim on raw pixels ``(3, 8, 4)`` with a known optimum for every attack."""
+    return Victim(
+        name="linear", network=Linear(weight, bias), preprocessing=RAW, classifier=classifier
+    )
+
+
+@pytest.fixture
+def pictures() -> Tensor:
+    """uint8 pictures far enough from black and white that no budget reaches them."""
+    return torch.randint(60, 196, (5, 3, 8, 4), generator=torch.Generator().manual_seed(1)).byte()
+
+
+@pytest.fixture(scope="session")
+def glyph_victim() -> Victim:
+    return load_victim("glyph_net")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium to drive, or a skip with the reason."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        path = shutil.which(name)
+        if path:
+            return path
+    pytest.skip("no Chromium on this machine; `apt-get install chromium` runs these tests")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real data and weights, or a skip with the reason."""
+    folder = os.environ.get("UTURN_TEST_DATA")
+    if not folder:
+        pytest.skip("UTURN_TEST_DATA does not name the folder with Market-1501 and weights")
+    return Path(folder)
+
+
+def write_market(root: Path, gallery_names: list[str], query_names: list[str]) -> Path:
+    """A miniature Market-1501 in its official layout, with random pictures."""
+    rng = np.random.default_rng(0)
+    folders = {"query": query_names, "bounding_box_test": gallery_names}
+    folders["bounding_box_train"] = ["0007_c1s1_000001_01.jpg"]
+    for folder, names in folders.items():
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            array = rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)
+            Image.fromarray(array).save(root / folder / name, "JPEG")
+    return root

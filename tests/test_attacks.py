@@ -1,0 +1,285 @@
+"""Attacks against closed forms on linear victims, and the promises that hold for every attack."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.conftest import RAW, linear_victim
+from uturn import Scene, attacks
+from uturn.attacks.loop import Attack
+from uturn.attacks.objectives import OppositeDirection, TowardsTarget
+from uturn.attacks.presets import PRESETS, iterations, load_attack
+from uturn.attacks.steps import Sign
+from uturn.attacks.threats import LInf
+from uturn.attacks.views import Flip, Identity, Scale
+from uturn.errors import ArgumentError, BudgetError, SpecError
+from uturn.victims.victim import Victim, to_pixels
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def head(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight)
+    return layer
+
+
+# -- closed forms ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [2, 4, 8])
+def test_odfa_on_a_linear_victim_reaches_the_optimum(pictures: Tensor, eps: int) -> None:
+    """F(x) = w·x + b: the raw objective is climbed along −sign(F) w, by ε‖w‖₁ at the most."""
+    w = normal(1, 3, 8, 4)
+    victim = linear_victim(w, torch.tensor([50.0]))  # F stays positive: −F is out of reach
+    found = attacks.odfa(eps=eps, target="raw", steps=2 * eps)(victim, pictures)
+    assert torch.equal(found.delta, (-eps * w.sign()).expand_as(found.delta))
+    gain = victim.features(to_pixels(found.images)) - victim.features(to_pixels(pictures))
+    assert gain.flatten().tolist() == pytest.approx(
+        [-eps / 255 * float(w.abs().sum())] * 5, abs=1e-4
+    )
+
+
+def test_odfa_with_unit_features_reaches_a_vertex_that_turns_the_feature(pictures: Tensor) -> None:
+    """f = (w·x + b, 1) / ‖·‖ turns monotonically with w·x: the optimum is a vertex ±ε sign(w)."""
+    w = torch.cat([normal(1, 3, 8, 4), torch.zeros(1, 3, 8, 4)])
+    b = torch.stack([-(w[0] * 0.5).sum(), torch.tensor(1.0)])
+    victim = linear_victim(w, b)
+    found = attacks.odfa(eps=4, steps=10)(victim, pictures)
+    vertex = 4 * w[0].sign()
+    ends = [bool(torch.equal(d, vertex) or torch.equal(d, -vertex)) for d in found.delta]
+    assert all(ends)
+    cosine = (victim.embed(to_pixels(found.images)) * victim.embed(to_pixels(pictures))).sum(1)
+    assert bool((cosine < 0.999).all())
+
+
+def test_class_based_attacks_on_two_classes(pictures: Tensor) -> None:
+    """The logit difference is linear, so the best change is ±ε sign(its weight)."""
+    w = normal(2, 3, 8, 4)
+    classifier = head(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    # A bias that keeps the softmax away from saturation, where its gradient would vanish.
+    b = -(w * 0.5).sum((1, 2, 3))
+    victim = linear_victim(w, b, classifier)
+    predicted = victim.logits(to_pixels(pictures)).argmax(1)
+    towards = torch.where(predicted[:, None, None, None] == 0, w[1] - w[0], w[0] - w[1]).sign()
+    for attack in (
+        attacks.fast(eps=3),
+        attacks.basic(eps=3, steps=3),
+        attacks.least_likely(eps=3, steps=3),
+    ):
+        assert torch.equal(attack(victim, pictures).delta, 3 * towards)
+
+
+# -- the right direction on a real network ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def glyph_queries(glyph_victim: Victim) -> Tensor:
+    from uturn import load_data
+
+    query = load_data("glyphs").query
+    return glyph_victim.grid([query.read(i) for i in range(0, 6000, 500)])
+
+
+def test_every_preset_climbs_its_objective(glyph_victim: Victim, glyph_queries: Tensor) -> None:
+    """A flipped sign anywhere fails here."""
+    clean = to_pixels(glyph_queries)
+    for name, preset in PRESETS.items():
+        attack = preset(eps=8)
+        loss = attack.objective.bind(glyph_victim, clean, Scene())
+        start = attack._start(glyph_queries.float(), [str(i) for i in range(12)], 0) / 255
+        found = attack(glyph_victim, glyph_queries)
+        gained = loss(to_pixels(found.images)) - loss(clean + start)
+        assert bool((gained > 0).all()), name
+
+
+def test_odfa_turns_the_feature_round(glyph_victim: Victim, glyph_queries: Tensor) -> None:
+    clean = glyph_victim.embed(to_pixels(glyph_queries))
+    cosine = [
+        float(
+            (
+                glyph_victim.embed(
+                    to_pixels(attacks.odfa(eps=eps)(glyph_victim, glyph_queries).images)
+                )
+                * clean
+            )
+            .sum(1)
+            .mean()
+        )
+        for eps in (2, 8, 16)
+    ]
+    assert cosine[0] > cosine[1] > cosine[2]
+    assert cosine[2] < -0.2
+
+
+def test_towards_target_raises_the_cosine(glyph_victim: Victim, glyph_queries: Tensor) -> None:
+    attack = dataclasses.replace(attacks.odfa(eps=8), objective=TowardsTarget(), start="clean")
+    targets = to_pixels(glyph_queries.roll(1, 0))
+    found = attack(glyph_victim, glyph_queries, Scene(targets=targets))
+    goal = glyph_victim.embed(targets)
+    before = (glyph_victim.embed(to_pixels(glyph_queries)) * goal).sum(1)
+    after = (glyph_victim.embed(to_pixels(found.images)) * goal).sum(1)
+    assert bool((after > before).all())
+    assert float((after - before).mean()) > 0.3
+    with pytest.raises(ArgumentError, match="one target picture per query"):
+        attack(glyph_victim, glyph_queries)
+
+
+def test_the_gradient_is_zero_at_the_clean_picture(
+    glyph_victim: Victim, glyph_queries: Tensor
+) -> None:
+    """The trap: with unit features the climb starts on noise unless it starts beside x."""
+    levels = glyph_queries.float()
+    sizes = {}
+    for start in ("clean", "sign"):
+        attack = attacks.odfa(eps=8, start=start)
+        loss = attack.objective.bind(glyph_victim, levels / 255, Scene())
+        delta = attack._start(levels, [str(i) for i in range(12)], 0)
+        sizes[start] = float(attack._gradient(loss, levels + delta)[0].abs().mean())
+    assert sizes["clean"] < 1e-3 * sizes["sign"]
+    raw = OppositeDirection("raw")
+    loss = raw.bind(glyph_victim, levels / 255, Scene())
+    assert float(attacks.odfa(eps=8)._gradient(loss, levels)[0].abs().mean()) > sizes["sign"]
+
+
+# -- promises --------------------------------------------------------------------------------------
+
+
+class Tiny(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.conv(x).relu().mean((2, 3)))
+
+
+@given(
+    seed=st.integers(0, 999),
+    preset=st.sampled_from(sorted(PRESETS)),
+    eps=st.one_of(st.integers(1, 40), st.floats(1, 40)),
+    step=st.floats(0.1, 9),
+    start=st.sampled_from(["clean", "sign", "sample"]),
+    keep=st.sampled_from(["last", "best"]),
+    shape=st.tuples(st.integers(1, 3), st.just(3), st.integers(4, 9), st.integers(4, 9)),
+    views=st.sampled_from([(Identity(),), (Identity(), Flip()), (Scale(0.7), Identity())]),
+)
+@settings(max_examples=80, deadline=None)
+def test_no_attack_ever_leaves_its_budget(
+    seed, preset, eps, step, start, keep, shape, views
+) -> None:
+    victim = Victim(
+        name="tiny",
+        network=Tiny(seed),
+        preprocessing=dataclasses.replace(RAW, size=shape[2:]),
+        classifier=nn.Linear(6, 5),
+    )
+    images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).byte()
+    attack = dataclasses.replace(
+        PRESETS[preset](eps=eps), step=Sign(step), start=start, keep=keep, views=views
+    )
+    found = attack(victim, images, seed=seed)
+    change = found.images.int() - images.int()
+    assert found.images.dtype == torch.uint8
+    assert int(change.abs().max()) <= eps
+    assert torch.equal(change.float(), found.delta)
+    assert found.gradients == attack.steps * len(views)
+    assert found.losses.shape == (attack.steps, shape[0])
+
+
+@pytest.mark.parametrize("start", ["clean", "sign", "sample"])
+def test_each_picture_is_on_its_own(pictures: Tensor, start: str) -> None:
+    victim = linear_victim(normal(4, 3, 8, 4), normal(4), head(normal(6, 4)))
+    for preset in PRESETS.values():
+        attack = dataclasses.replace(preset(eps=4), start=start)
+        whole = attack(victim, pictures).images
+        for i in range(len(pictures)):
+            assert torch.equal(whole[i : i + 1], attack(victim, pictures[i : i + 1]).images)
+
+
+def test_names_and_seed_key_the_start_not_the_order(pictures: Tensor) -> None:
+    victim = linear_victim(normal(4, 3, 8, 4), normal(4))
+    attack, names = attacks.odfa(eps=4, steps=1), list("abcde")
+    once = attack(victim, pictures, names=names).images
+    turned = attack(victim, pictures.flip(0), names=names[::-1]).images.flip(0)
+    assert torch.equal(once, turned)
+    assert not torch.equal(once, attack(victim, pictures, names=names, seed=1).images)
+
+
+def test_views_average_gradients(pictures: Tensor) -> None:
+    victim = linear_victim(normal(2, 3, 8, 4), normal(2))
+    one, other = attacks.odfa(eps=4), dataclasses.replace(attacks.odfa(eps=4), views=(Flip(),))
+    both = dataclasses.replace(one, views=(Identity(), Flip()))
+    levels = pictures.float()
+    loss = one.objective.bind(victim, levels / 255 + 0.01, Scene())
+    gradients = [a._gradient(loss, levels)[0] for a in (one, other, both)]
+    torch.testing.assert_close(gradients[2], (gradients[0] + gradients[1]) / 2)
+
+
+def test_keep_best_never_returns_less_than_last(
+    glyph_victim: Victim, glyph_queries: Tensor
+) -> None:
+    last = dataclasses.replace(attacks.odfa(eps=2, steps=12), step=Sign(2))
+    best = dataclasses.replace(last, keep="best")
+    loss = last.objective.bind(glyph_victim, to_pixels(glyph_queries), Scene())
+    reached = [loss(to_pixels(a(glyph_victim, glyph_queries).images)) for a in (last, best)]
+    assert bool((reached[1] >= reached[0] - 1e-6).all())
+    assert bool((reached[1] > reached[0] + 1e-4).any())
+
+
+def test_a_threat_that_lies_is_caught(pictures: Tensor) -> None:
+    class Lying(LInf):  # type: ignore[misc]
+        def project(self, delta: Tensor, clean: Tensor) -> Tensor:
+            return delta
+
+        round = project
+
+    victim = linear_victim(normal(1, 3, 8, 4), torch.tensor([50.0]))
+    attack = Attack(objective=OppositeDirection("raw"), threat=Lying(2), step=Sign(), steps=5)
+    with pytest.raises(BudgetError, match="left its threat"):
+        attack(victim, pictures)
+
+
+# -- configuration and errors ----------------------------------------------------------------------
+
+
+def test_iterations_are_the_papers() -> None:
+    assert [iterations(eps) for eps in (2, 4, 8, 12, 16)] == [2, 5, 10, 15, 20]
+
+
+def test_an_attack_prints_its_whole_configuration() -> None:
+    assert repr(load_attack("odfa:steps=7", eps=4)) == (
+        "Attack(objective=OppositeDirection(target='unit'), threat=LInf(eps=4), "
+        "step=Sign(size=1.0), steps=7, views=(Identity(),), start='sign', keep='last')"
+    )
+
+
+def test_bad_input_says_what_to_do(pictures: Tensor) -> None:
+    victim = linear_victim(normal(1, 3, 8, 4), normal(1))
+    with pytest.raises(SpecError, match="known: basic, fast, least_likely, odfa"):
+        load_attack("pgd", eps=4)
+    with pytest.raises(SpecError, match="valid options: steps, start, target"):
+        load_attack("odfa:step=2", eps=4)
+    with pytest.raises(SpecError, match="must be a number"):
+        load_attack("odfa:steps=many", eps=4)
+    with pytest.raises(SpecError, match="clean, sign, sample"):
+        load_attack("odfa:start=somewhere", eps=4)
+    with pytest.raises(ArgumentError, match="at least 1 step"):
+        load_attack("odfa:steps=0", eps=4)
+    with pytest.raises(ArgumentError, match="8/255 elsewhere is eps=8 here"):
+        load_attack("odfa", eps=8 / 255)
+    with pytest.raises(ArgumentError, match="no classifier"):
+        attacks.fast(eps=4)(victim, pictures)
+    with pytest.raises(ArgumentError, match="uint8 images"):
+        attacks.odfa(eps=4)(victim, to_pixels(pictures))
+    with pytest.raises(ArgumentError, match="5 images but 1 names"):
+        attacks.odfa(eps=4)(victim, pictures, names=["a"])

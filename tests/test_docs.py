@@ -1,0 +1,101 @@
+"""Documentation cannot drift: its code runs, its command lines parse, its doctests hold."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+import uturn
+from uturn.attacks.loop import Attack
+from uturn.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for block in blocks("README.md", "python"):
+        exec(block, names)
+    assert "OppositeDirection" in capsys.readouterr().out
+    change = names["adversarial"].int() - names["images"].int()  # type: ignore[attr-defined]
+    assert 0 < int(change.abs().max()) <= 8
+
+
+def test_the_example_preset_is_short_and_attacks(glyph_victim: uturn.Victim) -> None:
+    block = blocks("CONTRIBUTING.md", "python")[0]
+    names: dict[str, object] = {}
+    exec(block, names)
+    lines = block[block.index("def ") :].strip().splitlines()
+    assert len(lines) <= 9
+    attack = names["odfa_flip"](eps=4)  # type: ignore[operator]
+    assert isinstance(attack, Attack)
+    found = attack(glyph_victim, torch.full((1, 3, 32, 32), 90, dtype=torch.uint8))
+    assert 0 < int(found.delta.abs().max()) <= 4
+    assert found.gradients == 20
+
+
+def test_command_lines_parse() -> None:
+    """Every `uturn …` in the pages is a command whose options exist."""
+    assert isinstance(main, click.Group)
+    seen = 0
+    for page in PAGES:
+        for block in blocks(page, "console"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if not line.startswith("$") or "uturn " not in line:
+                    continue
+                words = shlex.split(line.split("uturn ", 1)[1], comments=True)
+                command = main.commands[words[0]]
+                command.make_context(words[0], words[1:], resilient_parsing=False)
+                seen += 1
+    assert seen
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in PAGES:
+        for target in re.findall(r"`make (\w+)`|\$ make (\w+)", (ROOT / page).read_text()):
+            assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
+
+
+def test_every_command_is_in_the_readme() -> None:
+    assert isinstance(main, click.Group)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in main.commands:
+        assert f"`uturn {name}`" in readme
+
+
+def test_every_attack_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in uturn.attacks.PRESETS:
+        assert f"| `{name}` |" in readme
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+            assert (ROOT / link).exists(), link
+
+
+def modules() -> list[str]:
+    found = pkgutil.walk_packages(uturn.__path__, "uturn.")
+    return ["uturn", *(module.name for module in found if module.name != "uturn.__main__")]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_doctests(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0

@@ -1,0 +1,188 @@
+"""Rankings and metrics against brute force and scikit-learn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from uturn.errors import ArgumentError, SpecError
+from uturn.retrieval import metrics, ranking
+from uturn.retrieval.index import ExactIndex, top
+from uturn.retrieval.judge import CrossCamera, Labels
+from uturn.retrieval.ranking import rank, rank_scores
+
+RELEVANT, IGNORED, OTHER = 0, 1, 2
+
+
+def brute_force(scores: list[float], kinds: list[int]) -> list[int]:
+    """1-based positions of the relevant items; at a tie the irrelevant item goes first."""
+    kept = [
+        (-s, kind == RELEVANT) for s, kind in zip(scores, kinds, strict=True) if kind != IGNORED
+    ]
+    return [i for i, (_, relevant) in enumerate(sorted(kept), start=1) if relevant]
+
+
+def trapezoid_as_published(positions: list[int]) -> float:
+    """compute_AP of the original Market-1501 code, with its 0-based loop."""
+    area, previous_recall = 0.0, 0.0
+    for found, position in enumerate(positions, start=1):
+        recall, precision = found / len(positions), found / position
+        previous_precision = (found - 1) / (position - 1) if position > 1 else 1.0
+        area += (recall - previous_recall) * (previous_precision + precision) / 2
+        previous_recall = recall
+    return area
+
+
+problems = st.integers(1, 6).flatmap(
+    lambda queries: st.integers(1, 25).flatmap(
+        lambda items: st.tuples(
+            # Few distinct values, negative ones among them: ties are the rule.
+            st.lists(
+                st.lists(st.integers(-3, 3), min_size=items, max_size=items),
+                min_size=queries,
+                max_size=queries,
+            ),
+            st.lists(
+                st.lists(
+                    st.sampled_from((RELEVANT, IGNORED, OTHER)), min_size=items, max_size=items
+                ),
+                min_size=queries,
+                max_size=queries,
+            ),
+        )
+    )
+)
+
+
+@given(problems)
+@settings(max_examples=300, deadline=None)
+def test_positions_and_metrics_equal_brute_force(problem) -> None:
+    scores, kinds = problem
+    kind = torch.tensor(kinds)
+    found = rank_scores(torch.tensor(scores).float() / 3, kind == RELEVANT, kind == IGNORED)
+    for q, (row, labels) in enumerate(zip(scores, kinds, strict=True)):
+        expected = brute_force(row, labels)
+        assert [p for p in found.positions[q].tolist() if p] == expected
+        assert int(found.matches[q]) == len(expected)
+        values = [
+            float(metrics.first_match(found)[q]),
+            float(metrics.recall_at(found, 5)[q]),
+            float(metrics.ap_plain(found)[q]),
+            float(metrics.ap_trapezoid(found)[q]),
+        ]
+        if not expected:
+            assert all(math.isnan(value) for value in values)
+            assert not found.tied[q]
+            continue
+        assert values[0] == expected[0]
+        assert values[1] == (expected[0] <= 5)
+        precisions = [k / r for k, r in enumerate(expected, start=1)]
+        assert values[2] == pytest.approx(sum(precisions) / len(precisions), abs=1e-12)
+        assert values[3] == pytest.approx(trapezoid_as_published(expected), abs=1e-12)
+        best = max(s for s, k in zip(row, labels, strict=True) if k == RELEVANT)
+        rivals = [s for s, k in zip(row, labels, strict=True) if k == OTHER]
+        assert bool(found.tied[q]) == (best in rivals)
+
+
+def test_plain_ap_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores = rng.permutation(40) / 20 - 1  # distinct, negative and positive
+        kind = rng.choice([RELEVANT, IGNORED, OTHER], 40, p=[0.2, 0.2, 0.6])
+        kind[:2] = RELEVANT, OTHER
+        found = rank_scores(
+            torch.tensor(scores)[None].float(),
+            torch.tensor(kind == RELEVANT)[None],
+            torch.tensor(kind == IGNORED)[None],
+        )
+        kept = kind != IGNORED
+        expected = average_precision_score(kind[kept] == RELEVANT, scores[kept])
+        assert float(metrics.ap_plain(found)[0]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_collapsed_embedding_scores_zero_and_says_that_it_ties() -> None:
+    same = torch.ones(1, 8)
+    found = rank_scores(same, torch.arange(8)[None] == 3, torch.zeros(1, 8, dtype=torch.bool))
+    assert float(metrics.recall_at(found, 1)) == 0
+    assert bool(found.tied)
+
+
+def test_judge_ignores_junk_and_the_same_camera() -> None:
+    query = Labels(torch.tensor([7, 9]), torch.tensor([1, 2]))
+    gallery = Labels(torch.tensor([7, 7, -1, 0, 9]), torch.tensor([1, 2, 2, 1, 2]))
+    relevant, ignored = CrossCamera()(query, gallery)
+    assert relevant.tolist() == [[False, True, False, False, False], [False] * 5]
+    assert ignored.tolist() == [
+        [True, False, True, False, False],
+        [False, False, True, False, True],
+    ]
+
+
+def test_chunks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    embeddings = torch.nn.functional.normalize(torch.randn(60, 8, generator=rng), dim=1)
+    labels = Labels(
+        torch.randint(-1, 9, (60,), generator=rng), torch.randint(0, 3, (60,), generator=rng)
+    )
+    index = ExactIndex(embeddings)
+    arguments = (index, embeddings[:20], labels[:20], labels, CrossCamera())
+    whole = rank(*arguments)
+    monkeypatch.setattr(ranking, "_CHUNK", 60 * 3)
+    parts = rank(*arguments)
+    assert torch.equal(
+        metrics.first_match(whole).nan_to_num(), metrics.first_match(parts).nan_to_num()
+    )
+    assert torch.equal(metrics.ap_plain(whole).nan_to_num(), metrics.ap_plain(parts).nan_to_num())
+    assert torch.equal(whole.tied, parts.tied)
+
+
+def test_the_masks_of_a_benchmark_are_never_whole_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    class Watching:
+        def __call__(self, query: Labels, gallery: Labels) -> tuple[torch.Tensor, torch.Tensor]:
+            seen.append(len(query) * len(gallery))
+            return CrossCamera()(query, gallery)
+
+    monkeypatch.setattr(ranking, "_CHUNK", 1000)
+    embeddings = torch.eye(100)
+    labels = Labels(torch.arange(100), torch.zeros(100, dtype=torch.int64))
+    rank(ExactIndex(embeddings), embeddings, labels, labels, Watching())
+    assert sum(seen) == 100 * 100
+    assert max(seen) <= 1000
+
+
+def test_top_leaves_out_what_is_ignored() -> None:
+    scores = torch.tensor([[0.9, 0.8, -0.2, 0.7]])
+    ignored = torch.tensor([[True, False, False, False]])
+    items, values = top(scores, ignored, 2)
+    assert items.tolist() == [[1, 3]]
+    assert values.tolist() == [pytest.approx([0.8, 0.7])]
+
+
+def test_wrong_input_is_named() -> None:
+    labels = Labels(torch.arange(2), torch.arange(2))
+    with pytest.raises(ArgumentError, match="not finite"):
+        ExactIndex(torch.tensor([[1.0], [torch.nan]]))
+    with pytest.raises(ArgumentError, match="1 of 2 query features are not finite"):
+        rank(
+            ExactIndex(torch.eye(2)),
+            torch.tensor([[1.0, 0.0], [torch.inf, 0.0]]),
+            labels,
+            labels,
+            CrossCamera(),
+        )
+    with pytest.raises(ArgumentError, match="one label per picture"):
+        rank(ExactIndex(torch.eye(2)), torch.eye(2), labels[:1], labels, CrossCamera())
+    with pytest.raises(SpecError, match="plain, trapezoid"):
+        metrics.average_precision(
+            rank(ExactIndex(torch.eye(2)), torch.eye(2), labels, labels, CrossCamera()), "mean"
+        )

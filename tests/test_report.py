@@ -1,0 +1,217 @@
+"""The report: what it says, that strangers' names stay text, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_market
+from uturn.errors import RunFolderError
+from uturn.report import figures, html
+from uturn.report.text import table
+from uturn.sweep import Plan, run
+
+EVIL = "<img src=x onerror=alert(1)><script>alert(2)<&"
+"""As much of an injection as a file name can hold (it can hold no slash)."""
+
+
+@pytest.fixture(scope="module")
+def evil_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose query, gallery and folder names try to be markup."""
+    base = tmp_path_factory.mktemp("report")
+    gallery = [f"{i:04d}_c2s1_000001_0{i}{EVIL}.jpg" for i in range(1, 6)]
+    query = [f"{i:04d}_c1s1_000451_03{EVIL}'\".jpg" for i in range(1, 4)]
+    root = write_market(base / "<script>alert(3)<", gallery, query)
+    plan = Plan(victim="glyph_net", data=f"market1501:{root}", attacks=("fast", "odfa"), eps=(4, 8))
+    run(plan, base / "run", progress=False)
+    return base / "run"
+
+
+@pytest.fixture(scope="module")
+def glyph_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "run"
+    plan = Plan(victim="glyph_net", data="glyphs", eps=(2, 8, 16), queries=24, batch_size=24)
+    run(plan, out, progress=False)
+    html.write(out)
+    return out
+
+
+def test_the_page_is_self_contained_and_escapes_names(evil_run: Path) -> None:
+    page = html.write(evil_run).read_text(encoding="utf-8")
+    assert page.count("<script") == 2  # the data and the page's own
+    assert "<img" not in page  # pictures are made by the script
+    assert "onerror=alert(1)>" not in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    assert "http" not in page.replace("http://www.w3.org", "")
+    data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    assert json.loads(data[1])["queries"][0]["name"].endswith("'\"")
+
+
+def test_rewriting_a_report_gives_the_same_page(glyph_run: Path) -> None:
+    before = (glyph_run / "report.html").read_bytes()
+    assert html.write(glyph_run).read_bytes() == before
+
+
+def test_the_report_does_not_import_torch(glyph_run: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from uturn.report import html
+html.write(Path({str(glyph_run)!r}))
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_that_is_no_finished_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"has no run\.json"):
+        html.write(tmp_path)
+    (tmp_path / "run.json").write_text('{"finished": null}')
+    with pytest.raises(RunFolderError, match="has not finished"):
+        html.write(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunFolderError, match="cannot read"):
+        html.write(tmp_path)
+
+
+def test_the_change_is_amplified_around_grey() -> None:
+    from PIL import Image
+
+    clean = np.full((2, 2, 3), 100, dtype=np.uint8)
+    scored = clean.copy()
+    scored[0, 0], scored[1, 1] = 108, 92
+    shown = np.asarray(html._amplified(Image.fromarray(clean), Image.fromarray(scored), 8))
+    assert shown[0, 0].tolist() == [255] * 3
+    assert shown[1, 1].tolist() == [0] * 3
+    assert shown[0, 1].tolist() == [127] * 3
+
+
+def test_the_text_table_aligns_and_confesses() -> None:
+    row: dict[str, Any] = {
+        "attack": "odfa",
+        "eps": 8,
+        "recall@1": 0.25,
+        "recall@5": 0.5,
+        "recall@10": None,
+        "map": 0.125,
+        "cosine": -0.5,
+        "ci95": {"recall@1": [0.1, 0.4]},
+        "gradients": 10,
+        "flags": ["tied: 2"],
+    }
+    text = table([row])
+    assert "0.100–0.400" in text
+    assert "odfa ε=8: tied: 2" in text
+    assert len({len(line) for line in text.splitlines()[:3]}) == 1
+
+
+def test_figures_escape_names() -> None:
+    line = figures.Series("<b>", "#000", "circle", [figures.Point(2, 0.5, 0.4, 0.6)])
+    drawn = figures.curves("R", [line], 0.9)
+    assert "<b>" not in drawn
+    assert "&lt;b&gt;, ε=2: 50.0 % (95 %: 40.0 % to 60.0 %)" in drawn
+
+
+# -- in a real browser ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=quiet)
+        yield launched
+        launched.close()
+
+
+def opened(browser: Any, run: Path, width: int = 1280) -> tuple[Any, list[str]]:
+    """The report in a new page without network, and everything that the page complains about."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.context.set_offline(True)
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (complaints.append("dialog"), dialog.dismiss()))
+    page.goto(html.write(run).as_uri())
+    return page, complaints
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_in_chromium(browser: Any, glyph_run: Path, width: int) -> None:
+    page, complaints = opened(browser, glyph_run, width)
+    assert page.locator("svg.curve").count() == 4
+    assert page.locator("svg.curve").nth(1).locator("polyline").count() == 4
+    assert page.locator("svg.dial polygon").count() == 1 + 3
+    cards = page.locator("article.card")
+    assert cards.count() == 8
+    first = cards.first
+    assert first.locator(".ranks").count() == 2
+    assert first.locator(".ranks li").count() == 20
+    assert first.locator(".query img").count() == 3
+    assert first.locator(".ranks").first.locator("li.right").count() > 0
+    loaded = "images => images.every(i => i.complete && i.naturalWidth > 0)"
+    assert page.eval_on_selector_all("img", loaded)
+    # No sideways scrolling on a telephone.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert complaints == []
+
+
+@pytest.mark.browser
+def test_controls_change_the_rank_lists(browser: Any, glyph_run: Path) -> None:
+    page, complaints = opened(browser, glyph_run)
+    card = page.locator("article.card").first
+    before = card.inner_text()
+    page.select_option("#attack", "fast")
+    page.locator('input[name="eps"][value="2"]').check()
+    assert "after fast, ε = 2" in card.inner_text()
+    assert card.inner_text() != before
+    wrong = {}
+    for eps in (2, 16):
+        page.select_option("#attack", "odfa")
+        page.locator(f'input[name="eps"][value="{eps}"]').check()
+        wrong[eps] = page.locator(".ranks:nth-child(2) li.wrong").count()
+    assert wrong[16] > wrong[2]
+    assert complaints == []
+
+
+@pytest.mark.browser
+def test_the_table_sorts(browser: Any, glyph_run: Path) -> None:
+    page, complaints = opened(browser, glyph_run)
+    head = page.locator("#results thead th").nth(2)
+
+    def column() -> list[float]:
+        return [
+            float(t) for t in page.locator("#results tbody tr td:nth-child(3)").all_inner_texts()
+        ]
+
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert column() == sorted(column())
+    head.locator("button").click()
+    assert column() == sorted(column(), reverse=True)
+    page.locator("#results thead th button").first.click()
+    names = page.locator("#results tbody tr th").all_inner_texts()
+    assert names == sorted(names)
+    assert complaints == []
+
+
+@pytest.mark.browser
+def test_names_that_try_to_be_markup_are_text(browser: Any, evil_run: Path) -> None:
+    page, complaints = opened(browser, evil_run)
+    assert EVIL in page.locator("article.card h3").first.inner_text()
+    assert "<script>alert(3)<" in page.locator(".lead").inner_text()
+    assert EVIL in page.locator(".ranks img").first.get_attribute("alt")
+    assert page.locator("body script").count() == 2
+    assert complaints == []

@@ -1,0 +1,242 @@
+"""Sweeps: resume after a kill, refusal of another configuration, and certified pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import write_market
+from uturn.attacks import load_attack
+from uturn.data.pictures import decode, encode
+from uturn.errors import ArgumentError, BudgetError, RunFolderError, SpecError
+from uturn.sweep import Plan, run
+from uturn.sweep.checks import measure
+from uturn.sweep.plan import Job
+
+SMALL = ["--queries", "40", "--batch-size", "8", "--eps", "2,8", "--seed", "3"]
+
+
+def plan(**changes: Any) -> Plan:
+    given = {
+        "victim": "glyph_net",
+        "data": "glyphs",
+        "attacks": ("fast", "odfa"),
+        "eps": (2, 8),
+        "queries": 12,
+        "batch_size": 8,
+        "seed": 3,
+    }
+    return Plan(**given | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "run"
+    run(plan(), out, progress=False)
+    return out
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in row.items() if key != "seconds"}
+        for row in json.loads((out / "results.json").read_bytes())["rows"]
+    ]
+
+
+# -- what a run folder holds ---------------------------------------------------------------------
+
+
+def test_the_run_folder_keeps_its_contract(finished: Path) -> None:
+    table = rows(finished)
+    assert [(row["attack"], row["eps"]) for row in table] == [
+        ("clean", 0),
+        ("fast", 2),
+        ("fast", 8),
+        ("odfa", 2),
+        ("odfa", 8),
+    ]
+    needed = {"attack", "eps", "victim", "data", "queries", "convention", "recall@1", "recall@5"}
+    needed |= {"recall@10", "map", "ci95", "gradients", "flags"}
+    assert all(needed <= set(row) for row in table)
+    assert [row["gradients"] for row in table] == [0, 1, 1, 2, 10]
+    header = json.loads((finished / "run.json").read_bytes())
+    assert header["finished"]
+    assert header["configuration"]["queries"] == 12
+    assert "OppositeDirection" in header["configuration"]["jobs"]["odfa eps=8"]
+    assert not (finished / "parts").exists()
+
+
+def test_rows_follow_from_the_queries(finished: Path) -> None:
+    queries = pq.read_table(finished / "queries.parquet").to_pylist()
+    assert len(queries) == 5 * 12
+    for row in rows(finished):
+        own = [q for q in queries if (q["attack"], q["eps"]) == (row["attack"], row["eps"])]
+        assert row["recall@5"] == np.mean([q["first_match_rank"] <= 5 for q in own])
+        assert row["map"] == pytest.approx(np.mean([q["ap"] for q in own]), abs=1e-12)
+        low, high = row["ci95"]["map"]
+        assert low <= row["map"] <= high
+
+
+def test_every_scored_picture_is_within_its_budget(finished: Path) -> None:
+    queries = pq.read_table(finished / "queries.parquet").to_pylist()
+    for query in queries:
+        folder = query["attack"] if query["eps"] == 0 else f"{query['attack']}/eps{query['eps']:g}"
+        scored = decode(finished / "images" / folder / f"{query['query']}.png").astype(int)
+        clean = decode(finished / "images" / "clean" / f"{query['query']}.png").astype(int)
+        change = np.abs(scored - clean)
+        assert change.max() == query["linf_levels"] <= query["eps"]
+        assert query["l2"] == pytest.approx(np.linalg.norm((scored - clean) / 255))
+
+
+def test_a_clean_query_is_itself(finished: Path) -> None:
+    queries = pq.read_table(finished / "queries.parquet").to_pylist()
+    clean = [q for q in queries if q["attack"] == "clean"]
+    assert all(q["cosine_to_clean"] == pytest.approx(1) for q in clean)
+
+
+def test_a_finished_run_is_not_computed_again(finished: Path) -> None:
+    before = (finished / "run.json").read_bytes()
+    assert [r["recall@1"] for r in run(plan(), finished, progress=False)] == [
+        r["recall@1"] for r in rows(finished)
+    ]
+    assert (finished / "run.json").read_bytes() == before
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+
+def test_another_configuration_is_refused_with_the_differing_keys(finished: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"eps: \[2, 8\] there, \[2, 4\] now") as caught:
+        run(plan(eps=(2, 4), seed=9), finished, progress=False)
+    assert "seed: 3 there, 9 now" in str(caught.value)
+    assert "queries" not in str(caught.value)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        run(plan(), tmp_path, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_impossible_plans_fail_before_any_work() -> None:
+    for changes, error, message in (
+        ({"attacks": ("pgd",)}, SpecError, "unknown attack"),
+        ({"attacks": ("odfa", "odfa")}, ArgumentError, "each once"),
+        ({"eps": (0.5,)}, ArgumentError, "between 1 and 255"),
+        ({"convention": "mean"}, SpecError, "plain, trapezoid"),
+        ({"batch_size": 0}, ArgumentError, "at least 1"),
+    ):
+        with pytest.raises(error, match=message):
+            plan(**changes)
+
+
+def test_a_picture_beyond_its_budget_is_never_scored() -> None:
+    clean = np.full((4, 4, 3), 100, dtype=np.uint8)
+    changed = clean.copy()
+    changed[0, 0, 0] = 105
+    assert measure(Job("odfa", 5), "q", clean, changed) == (5, pytest.approx(5 / 255))
+    job = Job("odfa", 4, load_attack("odfa", eps=4))
+    with pytest.raises(BudgetError, match=r"odfa.*q\.png differs .* by 5 levels"):
+        measure(job, "q", clean, changed)
+    with pytest.raises(BudgetError, match=r"\(5, 4\)"):
+        measure(job, "q", clean, np.zeros((5, 4, 3), dtype=np.uint8))
+
+
+# -- kill and resume -----------------------------------------------------------------------------
+
+
+def command(out: Path) -> list[str]:
+    base = [sys.executable, "-m", "uturn", "sweep", "--victim", "glyph_net", "--data", "glyphs"]
+    return [*base, *SMALL, "--device", "cpu", "--out", str(out), "--quiet"]
+
+
+def parts(out: Path) -> list[Path]:
+    return sorted((out / "parts").rglob("*.json"))
+
+
+def stop_midway(out: Path, how: signal.Signals, after: int) -> subprocess.Popen[str]:
+    """Start a sweep and stop it once ``after`` batches are committed."""
+    process = subprocess.Popen(
+        command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while len(parts(out)) < after:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(how)
+    return process
+
+
+def test_kill_9_and_resume_give_the_undisturbed_numbers(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run(command(undisturbed), check=True, capture_output=True)
+    for after in (1, 11, 30):
+        process = stop_midway(killed, signal.SIGKILL, after)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        kept = {path: path.read_bytes() for path in parts(killed)}
+        assert len(kept) >= after
+        assert not (killed / "results.json").exists()
+    subprocess.run(command(killed), check=True, capture_output=True)
+    assert rows(killed) == rows(undisturbed)
+    columns = [pq.read_table(out / "queries.parquet").to_pylist() for out in (killed, undisturbed)]
+    assert columns[0] == columns[1]
+    for picture in (undisturbed / "images").rglob("*.png"):
+        twin = killed / picture.relative_to(undisturbed)
+        assert twin.read_bytes() == picture.read_bytes()
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = stop_midway(tmp_path / "run", signal.SIGINT, 2)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "the same command resumes" in errors
+    assert "Traceback" not in errors
+    assert len(parts(tmp_path / "run")) >= 2
+
+
+# -- protocols -----------------------------------------------------------------------------------
+
+
+def test_market_protocol_end_to_end(tmp_path: Path) -> None:
+    """Junk and the same camera are ignored, and a query without a match is reported."""
+    gallery = [
+        "-1_c2s1_000001_01.jpg",
+        "0000_c2s1_000001_01.jpg",
+        "0002_c1s1_000001_02.jpg",
+        "0002_c2s1_000001_02.jpg",
+        "0003_c1s1_000001_02.jpg",
+    ]
+    query = ["0002_c1s1_000451_03.jpg", "0003_c1s1_000451_03.jpg"]
+    root = write_market(tmp_path / "market", gallery, query)
+    # The junk picture and the one in the query's own camera are the query itself.
+    asked = decode(root / "query" / query[0])
+    for name in (gallery[0], gallery[2]):
+        encode(root / "bounding_box_test" / name, asked)
+    out = tmp_path / "run"
+    table = run(
+        plan(data=f"market1501:{root}", queries=None, attacks=("odfa",), eps=(4,)),
+        out,
+        progress=False,
+    )
+    assert table[0]["flags"] == ["no-match: 1 queries have no relevant item and are left out"]
+    shown = json.loads((out / "ranklists.json").read_bytes())["queries"][0]["items"]
+    names = {item["name"] for item in shown}
+    assert names == {"0000_c2s1_000001_01", "0002_c2s1_000001_02", "0003_c1s1_000001_02"}
+    assert [i["name"] for i in shown if i["relevant"]] == ["0002_c2s1_000001_02"]
+    first = pq.read_table(out / "queries.parquet").to_pylist()
+    assert first[0]["first_match_rank"] in (1, 2, 3)
+    assert first[1]["first_match_rank"] is None
+    assert not math.isnan(table[0]["map"])

@@ -1,0 +1,152 @@
+"""Victims: preprocessing, architectures, and checkpoints that are not to be trusted."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from uturn import load_data, load_victim
+from uturn.errors import ArgumentError, CheckpointError, SpecError
+from uturn.victims import checkpoints
+from uturn.victims.backbones.osnet import OSNet
+from uturn.victims.victim import Preprocessing, Victim, to_pixels
+
+
+def test_embeddings_are_unit_norm_and_deterministic(glyph_victim: Victim) -> None:
+    query = load_data("glyphs").query
+    pixels = to_pixels(glyph_victim.grid([query.read(i) for i in range(4)]))
+    embeddings = glyph_victim.embed(pixels)
+    assert embeddings.shape == (4, 128)
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
+    assert torch.equal(embeddings, glyph_victim.embed(pixels))
+    assert glyph_victim.logits(pixels).shape == (4, 1587)
+
+
+def test_a_victim_is_in_evaluation_mode_and_frozen() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Dropout())
+    victim = Victim(name="x", network=network.train(), preprocessing=Preprocessing(size=(2, 2)))
+    assert not network.training
+    assert not any(p.requires_grad for p in victim.network.parameters())
+
+
+@pytest.mark.parametrize(("mode", "pillow"), [("bilinear", 2), ("bicubic", 3)])
+@pytest.mark.parametrize("size", [(40, 24), (9, 11)])
+def test_differentiable_resizing_equals_pillow_within_rounding(
+    mode: str, pillow: int, size
+) -> None:
+    # Away from black and white, where Pillow clips the overshoot of each pass by itself.
+    picture = np.random.default_rng(0).integers(90, 160, (20, 12, 3), dtype=np.uint8)
+    preprocessing = Preprocessing(size=size, interpolation=mode)
+    theirs = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling(pillow)))
+    grid = preprocessing.grid([picture])
+    assert np.array_equal(grid[0].permute(1, 2, 0).numpy(), theirs)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+    assert float((preprocessing.resize(pixels) * 255 - grid).abs().max()) <= 1.51
+
+
+def test_resizing_lets_gradients_through(glyph_victim: Victim) -> None:
+    pixels = torch.rand(1, 3, 48, 20, requires_grad=True)
+    glyph_victim.features(pixels).square().sum().backward()
+    assert pixels.grad is not None
+    assert bool((pixels.grad != 0).any())
+
+
+def test_wrong_shapes_and_types_are_named(glyph_victim: Victim) -> None:
+    with pytest.raises(ArgumentError, match=r"got \(3, 32, 32\)"):
+        glyph_victim.embed(torch.rand(3, 32, 32))
+    with pytest.raises(ArgumentError, match="divide uint8 images by 255"):
+        glyph_victim.embed(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_osnet_has_the_published_number_of_parameters() -> None:
+    """Table 1 of the paper: 2.2 M for ×1.0; the classifier is not counted."""
+    counts = {w: sum(p.numel() for p in OSNet(w).parameters()) for w in (0.25, 0.5, 0.75, 1.0)}
+    assert {w: round(n / 1e6, 1) for w, n in counts.items()} == {
+        0.25: 0.2,
+        0.5: 0.6,
+        0.75: 1.3,
+        1.0: 2.2,
+    }
+    assert OSNet(0.25).eval()(torch.rand(1, 3, 64, 32)).shape == (1, 512)
+
+
+def saved_osnet(folder: Path, name: str = "net.pth", **changes: object) -> Path:
+    network = OSNet(0.25)
+    state = {f"module.{k}": v for k, v in network.state_dict().items()}
+    state |= {
+        "module.classifier.weight": torch.rand(5, 512),
+        "module.classifier.bias": torch.rand(5),
+    }
+    state |= changes
+    torch.save({"epoch": 3, "state_dict": state}, folder / name)
+    return folder / name
+
+
+def test_usual_wrappings_are_taken_off(tmp_path: Path) -> None:
+    victim = load_victim(f"osnet_x0_25:weights={saved_osnet(tmp_path)}")
+    assert victim.logits(torch.rand(1, 3, 256, 128)).shape == (1, 5)
+
+
+def test_safetensors_carry_their_preprocessing(tmp_path: Path) -> None:
+    kept = Preprocessing(size=(64, 32), mean=(0.1, 0.2, 0.3), interpolation="bicubic")
+    card = checkpoints.Card(kept, "cosine")
+    checkpoints.write(tmp_path / "net.safetensors", OSNet(0.25).state_dict(), card)
+    victim = load_victim(f"osnet_x0_25:weights={tmp_path / 'net.safetensors'}")
+    assert (victim.preprocessing, victim.similarity) == (kept, "cosine")
+    assert victim.classifier is None
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"x": Bomb(tmp_path / "ran")}}, tmp_path / "evil.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=2))
+    for name in ("evil.pth", "plain.pth"):
+        with pytest.raises(CheckpointError, match="refused"):
+            load_victim(f"osnet_x0_25:weights={tmp_path / name}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_checkpoints_that_do_not_fit_say_how(tmp_path: Path) -> None:
+    good = saved_osnet(tmp_path)
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(good.read_bytes()[:20000])
+    other = saved_osnet(tmp_path, "shape.pth", **{"module.conv1.conv.weight": torch.rand(1)})
+    extra = saved_osnet(tmp_path, "extra.pth", surplus=torch.rand(1))
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "broken.safetensors").write_bytes(b"garbage")
+    for path, message in (
+        (tmp_path / "absent.pth", "there is no weights file"),
+        (truncated, "truncated|damaged"),
+        (other, r"differing shapes .*conv1\.conv\.weight \(1,\) instead of \(16, 3, 7, 7\)"),
+        (extra, r"1 unexpected keys \(surplus\)"),
+        (tmp_path / "list.pth", "holds no state dict, but a list"),
+        (tmp_path / "broken.safetensors", "not a valid safetensors file"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_victim(f"osnet_x0_25:weights={path}")
+    with pytest.raises(CheckpointError, match="missing keys"):
+        load_victim(f"glyph_net:weights={good}")
+
+
+def test_unknown_victims_and_options_list_the_valid_ones() -> None:
+    with pytest.raises(SpecError, match="known: glyph_net, osnet_x0_25"):
+        load_victim("osnet")
+    with pytest.raises(SpecError, match="osnet_x0_25 needs trained weights"):
+        load_victim("osnet_x0_25")
+    with pytest.raises(SpecError, match="valid options: weights"):
+        load_victim("glyph_net:wieghts=x")
