@@ -83,7 +83,7 @@ def demo(out: Path, quiet: bool) -> None:
         quiet,
         victim="glyph_net",
         data="glyphs",
-        queries=300,
+        queries=200,
         batch_size=50,
         device="cpu",
     )
