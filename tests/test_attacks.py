@@ -96,7 +96,7 @@ def test_every_preset_climbs_its_objective(glyph_victim: Victim, glyph_queries: 
         attack = preset(eps=8)
         loss = attack.objective.bind(glyph_victim, clean, Scene())
         start = attack._start(glyph_queries.float(), [str(i) for i in range(12)], 0) / 255
-        found = attack(glyph_victim, glyph_queries)
+        found = attack(glyph_victim, glyph_queries, names=[str(i) for i in range(12)])
         gained = loss(to_pixels(found.images)) - loss(clean + start)
         assert bool((gained > 0).all()), name
 

@@ -79,8 +79,21 @@ def test_attack_writes_pictures_within_budget(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.count("cosine to clean") == 2
     for i in (0, 1):
-        change = decode(tmp_path / "out" / f"in{i}.png").astype(int) - query.read(i)
+        clean = decode(tmp_path / "out" / "clean" / f"in{i}.png")
+        assert np.array_equal(clean, query.read(i))
+        change = decode(tmp_path / "out" / f"in{i}.png").astype(int) - clean
         assert 0 < np.abs(change).max() <= 4
+
+
+def test_attack_never_overwrites_what_it_reads(tmp_path: Path) -> None:
+    picture = _picture(tmp_path)
+    before = picture.read_bytes()
+    result = call(
+        "attack", str(picture), "--victim", "glyph_net", "--eps", "4", "--out", str(tmp_path)
+    )
+    assert result.exit_code == 1
+    assert "would be overwritten" in result.output
+    assert picture.read_bytes() == before
 
 
 def test_eval_scores_any_folder_of_queries(tmp_path: Path) -> None:
@@ -146,6 +159,10 @@ def _picture(folder: Path) -> Path:
         (("sweep", "--victim", "glyph_net", "--data", "glyphs", "--index", "hnsw", "--out", "o",
           "--queries", "1", "--quiet"), "known: exact"),
         (("eval", "--victim", "glyph_net", "--data", "market1501:/none"), "no folder query"),
+        (("train", "--data", "glyphs", "--arch", "glyph_net", "--out", "net.pth"),
+         "must end in .safetensors"),
+        (("attack", "x.png", "--victim", "glyph_net", "--eps", "4", "--out", "o",
+          "--batch-size", "0"), "is not in the range"),
         (("train", "--data", "glyphs", "--arch", "glyph_net", "--augment", "blur", "--out", "o"),
          "known: flip, recolour, shift"),
         (("eval", "--victim", "glyph_net", "--data", "glyphs", "--device", "abacus"),

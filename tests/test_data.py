@@ -12,7 +12,7 @@ from tests.conftest import write_market
 from uturn import load_data
 from uturn.data.folder import replace_queries
 from uturn.data.glyphs import FACES, glyphs
-from uturn.data.pictures import Pictures, decode, encode
+from uturn.data.pictures import FORMATS, Pictures, decode, encode
 from uturn.data.split import JUNK
 from uturn.errors import ArgumentError, DataError, SpecError
 
@@ -45,7 +45,8 @@ def test_sampling_is_seeded_and_nested() -> None:
     small, large = split.sample(20, seed=1), split.sample(50, seed=1)
     assert small.query.names == large.query.names[:20]
     assert small.query.names != split.sample(20, seed=2).query.names
-    assert split.sample(None, seed=0) is split
+    assert sorted(split.sample(None, seed=1).query.names) == sorted(split.query.names)
+    assert split.sample(None, seed=1).query.names[:50] == large.query.names
     with pytest.raises(ArgumentError, match="0 queries asked for"):
         split.sample(0, seed=0)
 
@@ -73,6 +74,12 @@ def test_market1501_reads_identities_and_cameras_from_names(tmp_path: Path) -> N
             r"person2\.jpg does not parse",
         ),
         (
+            lambda root: (root / "query" / QUERY[0]).rename(
+                root / "query" / "0002_c1s1_000451_03 (copy).jpg"
+            ),
+            "does not parse",
+        ),
+        (
             lambda root: (root / "bounding_box_test" / GALLERY[1]).write_bytes(b""),
             rf"{GALLERY[1]} is empty",
         ),
@@ -98,6 +105,10 @@ def test_unreadable_pictures_are_named(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"broken\.png"):
         decode(file)
+    assert FORMATS == ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+    (tmp_path / "program.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(DataError, match=r"program\.jpg: cannot identify"):
+        decode(tmp_path / "program.jpg")
     with pytest.raises(DataError, match=r"no picture at .*missing\.png"):
         decode(tmp_path / "missing.png")
 

@@ -30,6 +30,10 @@ def test_unanimity_is_not_certainty() -> None:
 
 
 def test_queries_without_a_match_are_left_out() -> None:
-    values = np.array([0.5, 0.5, np.nan])
-    assert identity_bootstrap(values, np.arange(3), seed=0) == (0.5, 0.5)
-    assert identity_bootstrap(np.array([np.nan]), np.arange(1), seed=0) is None
+    values = np.array([0.2, 0.6, 0.4, np.nan])
+    with_nan = identity_bootstrap(values, np.arange(4), seed=0)
+    assert with_nan == identity_bootstrap(values[:3], np.arange(3), seed=0)
+
+
+def test_one_identity_gives_no_interval() -> None:
+    assert identity_bootstrap(np.array([0.2, 0.6, np.nan]), np.array([1, 1, 2]), seed=0) is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from uturn import load_data, load_victim
 from uturn.data.pictures import decode
 from uturn.retrieval.evaluate import evaluate
 from uturn.sweep import Plan, run
@@ -21,10 +22,12 @@ def specs(shared_data: Path) -> tuple[str, str]:
 
 
 def test_osnet_reaches_its_published_score(shared_data: Path) -> None:
-    values = evaluate(*specs(shared_data), progress=False)
+    victim, data = specs(shared_data)
+    values = evaluate(load_victim(victim), load_data(data), progress=False)
     assert values["queries"] == 3368
     assert values["gallery"] == 19732
     assert values["no-match queries"] == 0
+    assert values["index"] == "exact:euclidean"
     assert values["recall@1"] == pytest.approx(0.9118, abs=0.0005)
     assert values["map (plain)"] == pytest.approx(0.7494, abs=0.0005)
     print(json.dumps(values))

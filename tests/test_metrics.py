@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from uturn.errors import ArgumentError, SpecError
 from uturn.retrieval import metrics, ranking
-from uturn.retrieval.index import ExactIndex, top
+from uturn.retrieval.index import ExactIndex, build_index, top
 from uturn.retrieval.judge import CrossCamera, Labels
 from uturn.retrieval.ranking import rank, rank_scores
 
@@ -158,6 +158,27 @@ def test_the_masks_of_a_benchmark_are_never_whole_in_memory(
     rank(ExactIndex(embeddings), embeddings, labels, labels, Watching())
     assert sum(seen) == 100 * 100
     assert max(seen) <= 1000
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_scores_order_as_the_distance_itself(similarity: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    gallery, queries = torch.randn(40, 6, generator=rng) * 3, torch.randn(7, 6, generator=rng)
+    index = build_index(f"exact:{similarity}", gallery, "cosine")
+    if similarity == "cosine":
+        expected = torch.nn.functional.cosine_similarity(queries[:, None], gallery[None], dim=2)
+    else:
+        expected = -torch.cdist(queries.double(), gallery.double()).square().float()
+    torch.testing.assert_close(index.scores(queries), expected, rtol=1e-4, atol=1e-4)
+    assert str(index) == f"exact:{similarity}"
+
+
+def test_the_index_compares_as_the_weights_were_published() -> None:
+    features = torch.rand(3, 4)
+    assert str(build_index("exact", features, "euclidean")) == "exact:euclidean"
+    assert str(build_index("exact:cosine", features, "euclidean")) == "exact:cosine"
+    with pytest.raises(SpecError, match="cosine, euclidean"):
+        build_index("exact:manhattan", features, "cosine")
 
 
 def test_top_leaves_out_what_is_ignored() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,36 +12,48 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import write_market
 from uturn.errors import RunFolderError
 from uturn.report import figures, html
 from uturn.report.text import table
 from uturn.sweep import Plan, run
 
-EVIL = "<img src=x onerror=alert(1)><script>alert(2)<&"
+EVIL = "<img src=x onerror=alert(1)><script>alert(2)<&'\""
 """As much of an injection as a file name can hold (it can hold no slash)."""
-
-
-@pytest.fixture(scope="module")
-def evil_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose query, gallery and folder names try to be markup."""
-    base = tmp_path_factory.mktemp("report")
-    gallery = [f"{i:04d}_c2s1_000001_0{i}{EVIL}.jpg" for i in range(1, 6)]
-    query = [f"{i:04d}_c1s1_000451_03{EVIL}'\".jpg" for i in range(1, 4)]
-    root = write_market(base / "<script>alert(3)<", gallery, query)
-    plan = Plan(victim="glyph_net", data=f"market1501:{root}", attacks=("fast", "odfa"), eps=(4, 8))
-    run(plan, base / "run", progress=False)
-    return base / "run"
 
 
 @pytest.fixture(scope="module")
 def glyph_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "run"
-    plan = Plan(victim="glyph_net", data="glyphs", eps=(2, 8, 16), queries=24, batch_size=24)
+    plan = Plan(victim="glyph_net", data="glyphs", eps=(16, 2, 8), queries=24, batch_size=24)
     run(plan, out, progress=False)
     html.write(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def evil_run(glyph_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which every query, every gallery picture and the data spec try to be markup."""
+    out = tmp_path_factory.mktemp("evil") / "run"
+    shutil.copytree(glyph_run, out)
+    for picture in (*out.rglob("images/**/*.png"), *out.rglob("thumbnails/*.png")):
+        picture.rename(picture.with_name(f"{picture.stem}{EVIL}.png"))
+    for name in ("ranklists.json", "results.json", "run.json"):
+        content = json.loads((out / name).read_bytes())
+        for entry in content.get("queries", []):
+            entry["query"] += EVIL
+            for item in entry["items"]:
+                item["name"] += EVIL
+        for row in content.get("rows", []):
+            row["data"] = f"market1501:/{EVIL}"
+        (out / name).write_text(json.dumps(content))
+    table = pq.read_table(out / "queries.parquet")
+    renamed = [f"{query}{EVIL}" for query in table["query"].to_pylist()]
+    place = table.schema.get_field_index("query")
+    pq.write_table(table.set_column(place, "query", pa.array(renamed)), out / "queries.parquet")
     return out
 
 
@@ -49,11 +62,12 @@ def test_the_page_is_self_contained_and_escapes_names(evil_run: Path) -> None:
     assert page.count("<script") == 2  # the data and the page's own
     assert "<img" not in page  # pictures are made by the script
     assert "onerror=alert(1)>" not in page
+    assert page.count("<h1>") == 1
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     assert "http" not in page.replace("http://www.w3.org", "")
     data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
     assert data is not None
-    assert json.loads(data[1])["queries"][0]["name"].endswith("'\"")
+    assert json.loads(data[1])["queries"][0]["name"].endswith(EVIL)
 
 
 def test_rewriting_a_report_gives_the_same_page(glyph_run: Path) -> None:
@@ -81,6 +95,32 @@ def test_a_folder_that_is_no_finished_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunFolderError, match="cannot read"):
         html.write(tmp_path)
+    (tmp_path / "run.json").write_text('{"finished": "now"}')
+    (tmp_path / "results.json").write_text('{"rows": []}')
+    with pytest.raises(RunFolderError, match="do not fit together"):
+        html.write(tmp_path)
+
+
+def test_a_foreign_run_cannot_put_other_files_into_the_page(
+    glyph_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(glyph_run, out)
+    shutil.copy(next((out / "thumbnails").glob("*.png")), tmp_path / "secret.png")
+    content = json.loads((out / "ranklists.json").read_bytes())
+    for name in ("../../secret", str(tmp_path / "secret")):
+        content["queries"][0]["items"][0]["name"] = name
+        (out / "ranklists.json").write_text(json.dumps(content))
+        with pytest.raises(RunFolderError, match="outside itself"):
+            html.write(out)
+
+
+def test_the_headline_and_the_curves_go_by_ascending_eps(glyph_run: Path) -> None:
+    page = (glyph_run / "report.html").read_text(encoding="utf-8")
+    assert "more\n    than 16 of 255 levels" in page
+    for line in re.findall(r'<polyline points="([^"]+)"', page):
+        positions = [float(point.split(",")[0]) for point in line.split()]
+        assert positions == sorted(positions)
 
 
 def test_the_change_is_amplified_around_grey() -> None:
@@ -211,7 +251,7 @@ def test_the_table_sorts(browser: Any, glyph_run: Path) -> None:
 def test_names_that_try_to_be_markup_are_text(browser: Any, evil_run: Path) -> None:
     page, complaints = opened(browser, evil_run)
     assert EVIL in page.locator("article.card h3").first.inner_text()
-    assert "<script>alert(3)<" in page.locator(".lead").inner_text()
+    assert EVIL in page.locator(".lead").inner_text()
     assert EVIL in page.locator(".ranks img").first.get_attribute("alt")
     assert page.locator("body script").count() == 2
     assert complaints == []

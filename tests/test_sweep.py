@@ -22,6 +22,7 @@ from uturn.errors import ArgumentError, BudgetError, RunFolderError, SpecError
 from uturn.sweep import Plan, run
 from uturn.sweep.checks import measure
 from uturn.sweep.plan import Job
+from uturn.sweep.store import RunFolder
 
 SMALL = ["--queries", "40", "--batch-size", "8", "--eps", "2,8", "--seed", "3"]
 
@@ -122,11 +123,43 @@ def test_another_configuration_is_refused_with_the_differing_keys(finished: Path
     assert "queries" not in str(caught.value)
 
 
+def test_a_half_done_run_is_not_finished_by_other_software(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, {"seed": 1})
+    folder.header["versions"]["torch"] = "1.0"
+    folder.write_json("run.json", folder.header)
+    with pytest.raises(RunFolderError, match=r'torch: "1\.0" there'):
+        RunFolder(tmp_path, {"seed": 1})
+    folder.write_json("run.json", folder.header | {"finished": "now"})
+    assert RunFolder(tmp_path, {"seed": 1}).finished
+
+
+def test_a_misfit_leaves_nothing_behind(tmp_path: Path) -> None:
+    for changes in ({"index": "hnsw"}, {"index": "exact:manhattan"}):
+        with pytest.raises(SpecError):
+            run(plan(**changes), tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
+
+def test_eps_are_written_one_way() -> None:
+    assert plan(eps=(8.0, 2, 4.5)).eps == (2, 4.5, 8)
+    assert plan(eps=(8.0, 2)) == plan(eps=(2, 8))
+    folders = {job.folder for job in plan(eps=(2, 2.0000001)).jobs()}
+    assert len(folders) == 5
+    with pytest.raises(ArgumentError, match="each once"):
+        plan(eps=(2, 2.0))
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunFolderError, match="is not a run folder"):
-        run(plan(), tmp_path, progress=False)
+        RunFolder(tmp_path, {})
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_killed_at_its_first_file_begins_again(tmp_path: Path) -> None:
+    (tmp_path / ".run.json.tmp").write_text('{"schema"')
+    RunFolder(tmp_path, {"seed": 1})
+    assert RunFolder(tmp_path, {"seed": 1}).header["configuration"] == {"seed": 1}
 
 
 def test_impossible_plans_fail_before_any_work() -> None:
@@ -145,9 +178,13 @@ def test_a_picture_beyond_its_budget_is_never_scored() -> None:
     clean = np.full((4, 4, 3), 100, dtype=np.uint8)
     changed = clean.copy()
     changed[0, 0, 0] = 105
-    assert measure(Job("odfa", 5), "q", clean, changed) == (5, pytest.approx(5 / 255))
+    wide = Job("odfa", 5, load_attack("odfa", eps=5))
+    assert measure(wide, "q", clean, changed) == (5, pytest.approx(5 / 255))
+    assert measure(Job("clean", 0), "q", clean, clean) == (0, 0)
+    with pytest.raises(BudgetError, match=r"clean/q\.png"):
+        measure(Job("clean", 0), "q", clean, changed)
     job = Job("odfa", 4, load_attack("odfa", eps=4))
-    with pytest.raises(BudgetError, match=r"odfa.*q\.png differs .* by 5 levels"):
+    with pytest.raises(BudgetError, match=r"odfa.*q\.png differs .* by up to 5 levels"):
         measure(job, "q", clean, changed)
     with pytest.raises(BudgetError, match=r"\(5, 4\)"):
         measure(job, "q", clean, np.zeros((5, 4, 3), dtype=np.uint8))
@@ -161,17 +198,21 @@ def command(out: Path) -> list[str]:
     return [*base, *SMALL, "--device", "cpu", "--out", str(out), "--quiet"]
 
 
-def parts(out: Path) -> list[Path]:
-    return sorted((out / "parts").rglob("*.json"))
+def parts(out: Path, kind: str = "*.json") -> list[Path]:
+    """Committed parts: ``*.json`` are attacked batches, ``*.npy`` pieces of the gallery."""
+    found = (out / "parts").rglob(kind)
+    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
-def stop_midway(out: Path, how: signal.Signals, after: int) -> subprocess.Popen[str]:
-    """Start a sweep and stop it once ``after`` batches are committed."""
+def stop_midway(
+    out: Path, how: signal.Signals, after: int, kind: str = "*.json"
+) -> subprocess.Popen[str]:
+    """Start a sweep and stop it once ``after`` parts are committed."""
     process = subprocess.Popen(
         command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while len(parts(out)) < after:
+    while len(parts(out, kind)) < after:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -182,13 +223,16 @@ def stop_midway(out: Path, how: signal.Signals, after: int) -> subprocess.Popen[
 def test_kill_9_and_resume_give_the_undisturbed_numbers(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     subprocess.run(command(undisturbed), check=True, capture_output=True)
-    for after in (1, 11, 30):
-        process = stop_midway(killed, signal.SIGKILL, after)
+    committed: dict[Path, int] = {}
+    for kind, after in (("*.npy", 3), ("*.npy", 20), ("*.json", 1), ("*.json", 11), ("*.json", 30)):
+        process = stop_midway(killed, signal.SIGKILL, after, kind)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        kept = {path: path.read_bytes() for path in parts(killed)}
-        assert len(kept) >= after
         assert not (killed / "results.json").exists()
+        # What an earlier try had committed was not done again.
+        assert all(path.stat().st_mtime_ns == written for path, written in committed.items())
+        committed = {path: path.stat().st_mtime_ns for path in parts(killed, "*")}
+        assert len(parts(killed, kind)) >= after
     subprocess.run(command(killed), check=True, capture_output=True)
     assert rows(killed) == rows(undisturbed)
     columns = [pq.read_table(out / "queries.parquet").to_pylist() for out in (killed, undisturbed)]

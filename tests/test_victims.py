@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from uturn import load_data, load_victim
@@ -141,6 +143,37 @@ def test_checkpoints_that_do_not_fit_say_how(tmp_path: Path) -> None:
             load_victim(f"osnet_x0_25:weights={path}")
     with pytest.raises(CheckpointError, match="missing keys"):
         load_victim(f"glyph_net:weights={good}")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_checkpoints_never_escape_the_error(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    content = bytearray(pickle.dumps({"state_dict": {"a": [1.0, 2]}}, protocol=2))
+    for position in rng.integers(0, len(content), 3):
+        content[position] = rng.integers(0, 256)
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(CheckpointError):
+        load_victim(f"osnet_x0_25:weights={tmp_path / 'net.pth'}")
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"preprocessing": {"size": [64, 32]}, "similarity": "foo"},
+        {"preprocessing": {"size": "ab"}, "similarity": "cosine"},
+        {"preprocessing": {"size": [10**6, 10**6]}, "similarity": "cosine"},
+        {"preprocessing": {"size": [64, 32], "std": [0, 0, 0]}, "similarity": "cosine"},
+        {"preprocessing": {"size": [64, 32], "interpolation": "nearest"}, "similarity": "cosine"},
+        {"preprocessing": {"size": [64, 32], "colour": "BGR"}, "similarity": "cosine"},
+        {"similarity": "cosine"},
+        [],
+    ],
+)
+def test_foreign_cards_are_checked(tmp_path: Path, card: object) -> None:
+    path = tmp_path / "net.safetensors"
+    save_file({"x": torch.rand(1)}, path, {"uturn": json.dumps(card)})
+    with pytest.raises(CheckpointError, match="unreadable card"):
+        load_victim(f"osnet_x0_25:weights={path}")
 
 
 def test_unknown_victims_and_options_list_the_valid_ones() -> None:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from uturn.specs import split_list
 
 VICTIM_HELP = "Victim spec: NAME or NAME:weights=PATH (see `uturn list victims`)."
 DATA_HELP = "Data spec: NAME or NAME:PATH (see `uturn list data`)."
+CLEAN = "clean"
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
@@ -29,7 +31,7 @@ INDEX = click.option(
 QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
-class _Numbers(click.ParamType[tuple[float, ...]]):
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
     """A comma-separated list of numbers."""
 
     name = "number,…"
@@ -38,20 +40,19 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            numbers = [float(piece) for piece in str(value).split(",")]
+            return tuple(float(piece) for piece in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a comma-separated list of numbers", param, ctx)
-        return tuple(int(n) if n.is_integer() else n for n in numbers)
 
 
 def _plainly(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn our own errors into one sentence, and Ctrl-C into the way to go on."""
+    """Turn our own errors, and the disk's, into one sentence."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except UturnError as error:
+        except (UturnError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
     return run
@@ -107,7 +108,9 @@ def demo(out: Path, quiet: bool) -> None:
     help="Largest change of a value, in levels; comma-separated.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder.")
-@click.option("--queries", type=int, help="Draw this many queries by the seed; default: all.")
+@click.option(
+    "--queries", type=click.IntRange(1), help="Draw this many queries by the seed; default: all."
+)
 @click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
 @click.option(
     "--convention",
@@ -116,7 +119,13 @@ def demo(out: Path, quiet: bool) -> None:
     help="Average precision: plain or trapezoid (see `uturn list metrics`).",
 )
 @INDEX
-@click.option("--batch-size", default=32, show_default=True, help="Queries attacked at a time.")
+@click.option(
+    "--batch-size",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Queries attacked at a time.",
+)
 @DEVICE
 @QUIET
 @_plainly
@@ -153,7 +162,13 @@ def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
 @click.option("--eps", type=float, required=True, help="Largest change of a value, in levels.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the PNGs.")
 @click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
-@click.option("--batch-size", default=32, show_default=True, help="Pictures attacked at a time.")
+@click.option(
+    "--batch-size",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pictures attacked at a time.",
+)
 @DEVICE
 @_plainly
 def attack(
@@ -166,7 +181,10 @@ def attack(
     batch_size: int,
     device: str,
 ) -> None:
-    """Pictures in, adversarial PNGs out, at the size the victim sees."""
+    """Pictures in, adversarial PNGs out, at the size the victim sees.
+
+    The clean pictures at that size are written to OUT/clean, so that ε can be checked.
+    """
     from uturn.attacks import load_attack
     from uturn.data.pictures import decode, encode
     from uturn.victims.victim import to_picture, to_pixels
@@ -176,16 +194,24 @@ def attack(
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise click.ClickException(f"two pictures would be written to {sorted(twice)[0]}.png")
+    targets = {
+        (folder / f"{name}.png").resolve() for name in names for folder in (out, out / CLEAN)
+    }
+    for path in images:
+        if path.resolve() in targets:
+            raise click.ClickException(f"{path} would be overwritten; choose another --out")
     attacked, chosen = load_victim(victim, pick_device(device)), load_attack(spec, eps=eps)
     for begin in range(0, len(images), batch_size):
         part = slice(begin, begin + batch_size)
-        clean = attacked.grid([decode(path) for path in images[part]])
-        found = chosen(attacked, clean, names=names[part], seed=seed)
-        pair = attacked.embed(to_pixels(clean)), attacked.embed(to_pixels(found.images))
-        cosine = (pair[0] * pair[1]).sum(1)
-        for name, image, cos in zip(names[part], found.images, cosine.tolist(), strict=True):
-            encode(out / f"{name}.png", to_picture(image))
-            click.echo(f"{out / name}.png  cosine to clean {cos:+.3f}")
+        clean = attacked.grid(map(decode, images[part]))
+        found = chosen(attacked, clean, names=names[part], seed=seed).images.cpu()
+        for name, before, after in zip(names[part], clean, found, strict=True):
+            encode(out / CLEAN / f"{name}.png", to_picture(before))
+            encode(out / f"{name}.png", to_picture(after))
+        written = attacked.grid(decode(out / f"{name}.png") for name in names[part])
+        pair = attacked.embed(to_pixels(clean)), attacked.embed(to_pixels(written))
+        for name, cosine in zip(names[part], (pair[0] * pair[1]).sum(1).tolist(), strict=True):
+            click.echo(f"{out / name}.png  cosine to clean {cosine:+.3f}")
 
 
 @main.command("eval")
@@ -211,10 +237,16 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Score a victim on a data set, or any folder of changed queries."""
+    from uturn.data.catalog import load_data
+    from uturn.data.folder import replace_queries
     from uturn.retrieval.evaluate import evaluate as score
-    from uturn.victims.zoo import pick_device
+    from uturn.victims.zoo import load_victim, pick_device
 
-    values = score(victim, data, query_dir, index, pick_device(device), progress=not quiet)
+    split = load_data(data)
+    if query_dir is not None:
+        split = replace(split, query=replace_queries(split.query, query_dir))
+    loaded = load_victim(victim, pick_device(device))
+    values = score(loaded, split, index, progress=not quiet)
     if as_json:
         click.echo(json.dumps(values))
     else:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, final
 if TYPE_CHECKING:
     from torch import Tensor
 
+LEVELS = 255
+"""An 8-bit picture has levels 0 … 255; one level is 1/255 in pixels."""
+
 Pixels: TypeAlias = "Tensor"
 """What a person sees: ``(B, 3, H, W)``, float in [0, 1]."""
 
@@ -49,3 +52,4 @@ class Perturbation:
     """Gradients spent per picture: steps × views."""
 
     seconds: float
+    """Wall time of the whole batch."""

@@ -18,8 +18,8 @@ from uturn.attacks.threats import Threat
 from uturn.attacks.views import Identity, View
 from uturn.errors import ArgumentError, BudgetError
 from uturn.rng import generator
-from uturn.types import Levels, Perturbation, Scene
-from uturn.victims.victim import LEVELS, Victim
+from uturn.types import LEVELS, Levels, Perturbation, Scene
+from uturn.victims.victim import Victim
 
 Start = Literal["clean", "sign", "sample"]
 

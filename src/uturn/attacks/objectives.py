@@ -36,7 +36,7 @@ class OppositeDirection:
 
     At x itself the unit form has its minimum and its gradient is exactly zero; float32 leaves
     noise of 1e-8 whose sign means nothing. Start it one level away from x (``start="sign"``).
-    The raw form has a gradient everywhere.
+    The raw form does not vanish there, since shortening the feature already helps it.
 
     Source: Zheng et al., "U-turn: Crafting Adversarial Queries with Opposite-Direction
     Features", IJCV 2022.

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from uturn.errors import ArgumentError
-from uturn.types import Levels
-
-WHITE = 255
+from uturn.types import LEVELS, Levels
 
 
 class Threat(Protocol):
@@ -48,18 +46,18 @@ class LInf:
     eps: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.eps) and 1 <= self.eps <= WHITE):
+        if not (math.isfinite(self.eps) and 1 <= self.eps <= LEVELS):
             raise ArgumentError(
                 f"eps must lie between 1 and 255 levels, got {self.eps}; levels are steps of an "
                 "8-bit picture, so what is 8/255 elsewhere is eps=8 here"
             )
 
     def project(self, delta: Levels, clean: Levels) -> Levels:
-        return (clean + delta.clamp(-self.eps, self.eps)).clamp(0, WHITE) - clean
+        return (clean + delta.clamp(-self.eps, self.eps)).clamp(0, LEVELS) - clean
 
     def round(self, delta: Levels, clean: Levels) -> Levels:
         whole = math.floor(self.eps)
-        return (clean + delta.round().clamp(-whole, whole)).clamp(0, WHITE) - clean
+        return (clean + delta.round().clamp(-whole, whole)).clamp(0, LEVELS) - clean
 
     def sample(self, clean: Levels, rngs: list[np.random.Generator]) -> Levels:
         whole = math.floor(self.eps)

@@ -8,6 +8,7 @@ disjoint (open set), and the camera rule of re-identification applies.
 from __future__ import annotations
 
 import functools
+import hashlib
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFont
+import PIL
+from PIL import Image, ImageFont, features
 
 from uturn.data.pictures import Picture, Pictures
 from uturn.data.split import Split
@@ -92,7 +94,18 @@ class GlyphSource:
         return rounded
 
     def stamp(self, name: str) -> str:
-        return "rendered"
+        return _renderer()
+
+
+@functools.cache
+def _renderer() -> str:
+    """What the pixels depend on besides this file: the typefaces and who draws them."""
+    fonts = hashlib.blake2b(digest_size=16)
+    for face in FACES:
+        fonts.update(_font_path(face).read_bytes())
+    return (
+        f"pillow {PIL.__version__}, freetype {features.version('freetype2')}, {fonts.hexdigest()}"
+    )
 
 
 def _colours(draw: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -51,14 +51,16 @@ def _folder(folder: Path) -> Pictures:
         raise DataError(f"{folder} holds no pictures (.jpg, .jpeg or .png)")
     identities, cameras = [], []
     for file in files:
-        match = _NAME.match(file.stem)
+        match = _NAME.fullmatch(file.stem)
         if match is None:
             raise DataError(
                 f"the file name {file} does not parse; Market-1501 names are like "
                 "0002_c1s1_000451_03.jpg (identity, camera and sequence, frame, detection)"
             )
-        if file.stat().st_size == 0:
-            raise DataError(f"the picture {file} is empty (0 bytes); replace or remove it")
+        if not file.is_file() or file.stat().st_size == 0:
+            raise DataError(
+                f"the picture {file} is empty (0 bytes) or no file; replace or remove it"
+            )
         identities.append(int(match[1]))
         cameras.append(int(match[2]))
     return Pictures(

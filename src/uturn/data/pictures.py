@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ from uturn.errors import DataError
 Picture = npt.NDArray[np.uint8]
 """A decoded picture: ``(H, W, 3)`` RGB, uint8."""
 
-Labels = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.int64]
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+"""What is decoded. Pillow reads more, some of it by starting other programs."""
 
 
 class Source(Protocol):
@@ -25,7 +29,7 @@ class Source(Protocol):
     def read(self, name: str) -> Picture: ...
 
     def stamp(self, name: str) -> str:
-        """Identify the content cheaply; a changed picture should change its stamp."""
+        """Identify the content: a changed picture has another stamp."""
         ...
 
 
@@ -36,7 +40,7 @@ def decode(path: Path) -> Picture:
         DataError: the file is missing, empty or not a picture; the message names it.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return np.array(image.convert("RGB"), dtype=np.uint8)
     except FileNotFoundError:
         raise DataError(f"there is no picture at {path}") from None
@@ -74,7 +78,7 @@ class FileSource:
         return decode(self.path(name))
 
     def stamp(self, name: str) -> str:
-        return str(self.path(name).stat().st_size)
+        return hashlib.blake2b(self.path(name).read_bytes(), digest_size=16).hexdigest()
 
     def __repr__(self) -> str:
         return f"FileSource({str(self.root)!r}, {len(self.suffixes)} pictures)"
@@ -89,8 +93,8 @@ class Pictures:
 
     source: Source
     names: tuple[str, ...]
-    identities: Labels
-    cameras: Labels
+    identities: IntArray
+    cameras: IntArray
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.identities) == len(self.cameras):

@@ -18,7 +18,7 @@ class Split:
     """A retrieval problem.
 
     ``protocol`` names the judge that decides what is relevant and what is ignored
-    (`uturn.retrieval.judge`). Identities of ``train`` do not occur in ``query`` (open set).
+    (`uturn.retrieval.judge`). In an open set, no identity of ``query`` occurs in ``train``.
     """
 
     name: str
@@ -28,9 +28,14 @@ class Split:
     protocol: str = "cross-camera"
 
     def sample(self, queries: int | None, seed: int) -> Split:
-        """The same split with ``queries`` of its queries, drawn by ``seed``; None keeps all."""
-        if queries is None or queries == len(self.query):
-            return self
+        """The same split with ``queries`` of its queries (None: all), ordered by ``seed``.
+
+        Fewer queries of the same seed are the first of more.
+
+        Raises:
+            ArgumentError: more queries than there are, or none.
+        """
+        queries = len(self.query) if queries is None else queries
         if not 0 < queries <= len(self.query):
             raise ArgumentError(
                 f"{queries} queries asked for, but {self.name} has 1 to {len(self.query)}"

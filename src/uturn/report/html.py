@@ -33,10 +33,14 @@ def write(run: Path) -> Path:
     """Write ``report.html`` into the finished run folder ``run`` and return its path.
 
     Raises:
-        RunFolderError: the folder is no run, or the run has not finished.
+        RunFolderError: the folder is no run, has not finished, or is damaged.
     """
     path = run / "report.html"
-    page = _render(run)
+    try:
+        page = _render(run)
+    except (LookupError, TypeError, ValueError, AttributeError, jinja2.UndefinedError) as error:
+        # pyarrow's errors are ValueErrors too.
+        raise RunFolderError(f"the files of {run} do not fit together: {error!r}") from error
     temporary = run / ".report.html.tmp"
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
@@ -135,9 +139,8 @@ def _viewer(run: Path, names: list[str], strongest: str) -> dict[str, Any]:
     thumbnails: dict[str, str] = {}
     for entry in lists:
         query = queries.setdefault(entry["query"], {"name": entry["query"], "answers": []})
-        file = f"{entry['query']}.png"
-        before = _open(run / "images" / "clean" / file)
-        scored = _open(run / "images" / entry["folder"] / file)
+        before = _open(run, "images", "clean", entry["query"])
+        scored = _open(run, "images", entry["folder"], entry["query"])
         answer = {
             "attack": entry["attack"],
             "eps": entry["eps"],
@@ -146,6 +149,10 @@ def _viewer(run: Path, names: list[str], strongest: str) -> dict[str, Any]:
         }
         if entry["eps"] > 0:
             answer["change"] = _data_uri(_amplified(before, scored, entry["eps"]))
+        query["answers"].append(answer)
+        for item in entry["items"]:
+            if item["name"] not in thumbnails:
+                thumbnails[item["name"]] = _data_uri(_open(run, "thumbnails", item["name"]))
         query["answers"].append(answer)
         for item in entry["items"]:
             if item["name"] not in thumbnails:
@@ -177,11 +184,15 @@ def _cosines(run: Path, wanted: set[str]) -> dict[tuple[str, str, float], float]
     }
 
 
-def _open(path: Path) -> Image.Image:
+def _open(run: Path, *place: str) -> Image.Image:
+    """A picture of the run. Names come from its files, so they may not lead out of it."""
+    path = run.joinpath(*place[:-1], f"{place[-1]}.png")
+    if not path.resolve().is_relative_to(run.resolve()):
+        raise RunFolderError(f"{run} names a picture outside itself: {path}")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             return image.convert("RGB")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RunFolderError(f"cannot read the picture {path} of the run: {error}") from error
 
 

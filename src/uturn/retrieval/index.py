@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ class ExactIndex:
     similarity: Similarity = "cosine"
 
     def __post_init__(self) -> None:
+        if self.similarity not in get_args(Similarity):
+            raise ArgumentError(f"unknown similarity {self.similarity!r}")
         require_finite(self.features, "gallery")
         if self.similarity == "cosine":
             object.__setattr__(self, "features", F.normalize(self.features, dim=1))

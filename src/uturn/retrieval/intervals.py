@@ -17,12 +17,12 @@ def identity_bootstrap(
 
     Percentile bootstrap over identities: whole identities are drawn with replacement. Where
     every value is 0 (or every value is 1) resampling would claim certainty; there the open
-    end is the exact binomial bound for as many trials as there are identities. None if no
-    value is left.
+    end is the exact binomial bound for as many trials as there are identities. None for
+    fewer than two identities, which say nothing about a third.
     """
     kept = ~np.isnan(values)
     values, identities = values[kept], identities[kept]
-    if not len(values):
+    if len(np.unique(identities)) < 2:
         return None
     _, group = np.unique(identities, return_inverse=True)
     groups = int(group.max()) + 1

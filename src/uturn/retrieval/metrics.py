@@ -18,7 +18,7 @@ from uturn.retrieval.ranking import Ranking
 def first_match(ranking: Ranking) -> Tensor:
     """Position of the first relevant item, 1 = best: ``(Q,)`` float64."""
     if not ranking.positions.shape[1]:
-        return torch.full((len(ranking),), torch.nan, dtype=torch.float64)
+        return torch.full_like(ranking.matches, torch.nan, dtype=torch.float64)
     return _masked(ranking, ranking.positions[:, 0].double())
 
 
@@ -53,6 +53,9 @@ CONVENTIONS: dict[str, Callable[[Ranking], Tensor]] = {
     "trapezoid": ap_trapezoid,
 }
 
+
+RECALLS = (1, 5, 10)
+"""The k of Recall@k that every result row reports."""
 
 METRICS: dict[str, Callable[..., Tensor]] = {
     "recall@k": recall_at,

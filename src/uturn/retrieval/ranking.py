@@ -17,7 +17,7 @@ from uturn.retrieval.index import Index, require_finite
 from uturn.retrieval.judge import Judge, Labels
 
 _CHUNK = 4_000_000
-"""Scores held at a time (16 MB); it bounds memory whatever the size of the benchmark."""
+"""Scores held at a time: 16 MB, and some 100 MB of masks and counts made from them."""
 
 TIES = "an irrelevant item tied with a relevant one is ranked ahead of it"
 """The tie policy. A victim whose scores all tie (a collapsed embedding) scores 0, not 1;
@@ -61,7 +61,7 @@ def rank(index: Index, queries: Tensor, query: Labels, gallery: Labels, judge: J
         relevant, ignored = judge(query[part], gallery)
         parts.append(rank_scores(index.scores(queries[part]), relevant, ignored))
     if not parts:
-        none = torch.zeros(0, dtype=torch.int64)
+        none = torch.zeros(0, dtype=torch.int64, device=queries.device)
         return Ranking(none[:, None], none, none.bool())
     width = max(part.positions.shape[1] for part in parts)
     return Ranking(

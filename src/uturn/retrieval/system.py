@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from uturn.data.pictures import Pictures
-from uturn.retrieval.index import Index, top
-from uturn.retrieval.judge import Judge, Labels
+from uturn.data.split import Split
+from uturn.parallel import threaded
+from uturn.retrieval.index import Index, build_index, top
+from uturn.retrieval.judge import Judge, Labels, judge_for
 from uturn.retrieval.ranking import Ranking, rank
 from uturn.victims.victim import Victim, to_pixels
 
@@ -35,6 +37,17 @@ class RetrievalSystem:
     index: Index
     gallery: Labels
     judge: Judge
+
+    @classmethod
+    def build(
+        cls, victim: Victim, split: Split, features: Tensor, index: str = "exact"
+    ) -> RetrievalSystem:
+        """Index the gallery's raw ``features`` ``(G, D)`` as the index spec says."""
+        return cls(
+            build_index(index, features.to(victim.device), victim.similarity),
+            Labels.of(split.gallery, victim.device),
+            judge_for(split.protocol),
+        )
 
     def rank(self, features: Tensor, query: Labels) -> Ranking:
         """Positions of the relevant items for query features ``(Q, D)``."""
@@ -64,7 +77,8 @@ def extract(victim: Victim, images: Tensor) -> Tensor:
 
 def extract_pictures(victim: Victim, pictures: Pictures, part: range) -> Tensor:
     """Decode the pictures of ``part``, put them on the victim's grid, and extract: ``(n, D)``."""
-    return extract(victim, victim.grid([pictures.read(i) for i in part]))
+    fit = victim.preprocessing.fit
+    return extract(victim, victim.grid(threaded(lambda i: fit(pictures.read(i)), part)))
 
 
 def chunks(total: int, size: int = 256) -> list[range]:

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from uturn.data.pictures import Picture
 from uturn.errors import BudgetError
 from uturn.sweep.plan import Job
 from uturn.sweep.store import Row
+from uturn.types import LEVELS
 
 
 def measure(job: Job, query: str, clean: Picture, scored: Picture) -> tuple[int, float]:
     """Distance of the decoded picture from the decoded clean one: L∞ in levels, L2 in pixels.
 
     Raises:
-        BudgetError: another size, or beyond the job's ε. Such a picture is never scored.
+        BudgetError: another size, or beyond the job's threat. Such a picture is never scored.
     """
     if clean.shape != scored.shape:
         raise BudgetError(
-            f"{job.folder}/{query}.png is {scored.shape[:2]}, its clean original "
-            f"{clean.shape[:2]}; delete both files and run again"
+            f"{job.folder}/{query}.png is {scored.shape[:2]}, its clean original {clean.shape[:2]}"
         )
     change = scored.astype(np.int16) - clean
     levels = int(np.abs(change).max())
-    if levels > job.eps:
+    if not _allowed(job, change):
         raise BudgetError(
-            f"{job.folder}/{query}.png differs from its clean original by {levels} levels, "
-            f"more than the {job.eps:g} allowed; delete the file and run again"
+            f"{job.folder}/{query}.png differs from its clean original by up to {levels} levels, "
+            "which its threat does not allow: a bug in the attack, or a disk that changes files"
         )
-    return levels, float(np.linalg.norm(change / 255))
+    return levels, float(np.linalg.norm(change / LEVELS))
+
+
+def _allowed(job: Job, change: npt.NDArray[np.int16]) -> bool:
+    if job.attack is None:
+        return not change.any()
+    threat = job.attack.threat
+    delta = torch.from_numpy(change).permute(2, 0, 1)[None].float()  # (1, 3, H, W), levels
+    return bool(threat.allows(threat.size(delta)))
 
 
 def flags(rows: list[Row]) -> list[str]:

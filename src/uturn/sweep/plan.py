@@ -31,7 +31,7 @@ class Job:
         if self.attack is None:
             return CLEAN
         name = re.sub(r"[^\w.=-]", "_", self.name)
-        return f"{name}/eps{self.eps:g}"
+        return f"{name}/eps{self.eps}"
 
     @property
     def gradients(self) -> int:
@@ -61,6 +61,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         specs.choose("convention", self.convention, CONVENTIONS)
+        # Ascending whole numbers are ints: one way to write a plan, one folder per ε.
+        levels = sorted(int(eps) if float(eps).is_integer() else float(eps) for eps in self.eps)
+        object.__setattr__(self, "eps", tuple(levels))
         for what, values in (("attacks", self.attacks), ("eps", self.eps)):
             if not values or len(set(values)) != len(values):
                 raise ArgumentError(f"{what} must be given, each once; got {list(values)}")
@@ -77,6 +80,6 @@ class Plan:
 
     def configuration(self) -> dict[str, Any]:
         """The plan as JSON holds it, with every attack spelled out."""
-        spelled = {f"{job.name} eps={job.eps:g}": repr(job.attack) for job in self.jobs()}
+        spelled = {f"{job.name} eps={job.eps}": repr(job.attack) for job in self.jobs()}
         plan = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {**plan, "jobs": spelled}

@@ -6,8 +6,6 @@ What is scored is the PNG decoded again, never the tensor that an attack returne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,11 +20,12 @@ from uturn.data.catalog import load_data
 from uturn.data.pictures import Picture, Pictures, decode, encode
 from uturn.data.split import Split
 from uturn.errors import ArgumentError
+from uturn.parallel import threaded
 from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.index import build_index
 from uturn.retrieval.intervals import identity_bootstrap
-from uturn.retrieval.judge import Labels, judge_for
+from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import TIES
 from uturn.retrieval.system import RetrievalSystem, chunks, extract, extract_pictures
 from uturn.sweep import checks
@@ -38,7 +37,6 @@ from uturn.victims.zoo import load_victim
 
 Column = npt.NDArray[np.float64]
 
-RECALLS = (1, 5, 10)
 SHOWN = 8
 """Queries whose rank lists are kept for the report: the first of the seeded sample, not the
 most telling ones."""
@@ -57,6 +55,7 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
     """
     victim = load_victim(plan.victim, plan.device)
     split = load_data(plan.data).sample(plan.queries, plan.seed)
+    _rehearse(victim, split, plan)
     folder = RunFolder(
         out,
         {
@@ -71,7 +70,6 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
     if folder.finished:
         folder.clean_up()
         return folder.results()
-    _rehearse(victim, split, plan)
     sweep = _Sweep(
         plan, folder, victim, split, _system(victim, split, plan, folder, progress), progress
     )
@@ -110,14 +108,8 @@ def _system(
                 stored[number] = extract_pictures(victim, gallery, part).cpu().numpy()
                 folder.add_gallery_part(number, stored[number])
                 shown.update(len(part))
-    features = torch.from_numpy(np.concatenate([stored[n] for n in range(len(parts))])).to(
-        victim.device
-    )
-    return RetrievalSystem(
-        build_index(plan.index, features, victim.similarity),
-        Labels.of(gallery, victim.device),
-        judge_for(split.protocol),
-    )
+    features = torch.from_numpy(np.concatenate([stored[n] for n in range(len(parts))]))
+    return RetrievalSystem.build(victim, split, features, plan.index)
 
 
 @final
@@ -154,7 +146,7 @@ class _Sweep:
         """Do every batch of every job that is not in the run folder yet."""
         jobs, batches = list(self.plan.jobs()), self.batches()
         todo = [
-            [job for job in jobs if self.folder.part(job, number) is None]
+            [job for job in jobs if not self.folder.has_part(job, number)]
             for number in range(len(batches))
         ]
 
@@ -170,7 +162,7 @@ class _Sweep:
                 queries = self._load(batch)
                 for job in todo[number]:
                     shown.set_postfix_str(
-                        f"{job.name} ε={job.eps:g}" if job.eps else CLEAN, refresh=False
+                        f"{job.name} ε={job.eps}" if job.eps else CLEAN, refresh=False
                     )
                     self.folder.add_part(job, number, self._part(job, queries))
                     shown.update(work([job], batch))
@@ -178,7 +170,9 @@ class _Sweep:
     def _load(self, batch: range) -> _Queries:
         """Decode a batch of queries and write the clean ones, which everything is held against."""
         pictures = self.split.query.subset(np.array(batch))
-        images = self.victim.grid(_threaded(pictures.read, range(len(pictures))))
+        fit = self.victim.preprocessing.fit
+        read = threaded(lambda i: fit(pictures.read(i)), range(len(pictures)))
+        images = self.victim.grid(read)
         self._write(Job(CLEAN, 0), pictures.names, images)
         clean = [decode(self.folder.picture(Job(CLEAN, 0), name)) for name in pictures.names]
         return _Queries(
@@ -191,7 +185,7 @@ class _Sweep:
 
     def _write(self, job: Job, names: tuple[str, ...], images: Tensor) -> None:
         paths = [self.folder.picture(job, name) for name in names]
-        _threaded(encode, paths, [to_picture(image) for image in images])
+        threaded(encode, paths, [to_picture(image) for image in images])
 
     def _part(self, job: Job, queries: _Queries) -> dict[str, Any]:
         seconds = 0.0
@@ -205,7 +199,7 @@ class _Sweep:
     def _score(self, job: Job, queries: _Queries) -> dict[str, Any]:
         """Score the pictures on disk: certify, embed, rank."""
         names = queries.pictures.names
-        scored = _threaded(decode, [self.folder.picture(job, name) for name in names])
+        scored = threaded(decode, [self.folder.picture(job, name) for name in names])
         sizes = [
             checks.measure(job, *each) for each in zip(names, queries.clean, scored, strict=True)
         ]
@@ -255,7 +249,7 @@ class _Sweep:
         """From parts to tables."""
         queries, results, ranklists = [], [], []
         for job in self.plan.jobs():
-            parts = [self.folder.part(job, n) or {} for n in range(len(self.batches()))]
+            parts = [self.folder.part(job, n) for n in range(len(self.batches()))]
             rows = [
                 {"attack": job.name, "eps": job.eps, **row}
                 for part in parts
@@ -286,7 +280,9 @@ class _Sweep:
             return np.array([row[key] for row in rows], dtype=np.float64)  # None → NaN
 
         first, identities = column("first_match_rank"), column("identity").astype(np.int64)
-        values = {f"recall@{k}": np.where(np.isnan(first), np.nan, first <= k) for k in RECALLS}
+        values = {
+            f"recall@{k}": np.where(np.isnan(first), np.nan, first <= k) for k in metrics.RECALLS
+        }
         values["map"] = column("ap")
         return {
             "attack": job.name,
@@ -317,9 +313,3 @@ class _Sweep:
 def _mean(values: Column) -> float | None:
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if len(kept) else None
-
-
-def _threaded(function: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:
-    """Map over pictures in threads: Pillow leaves the interpreter lock while it codes."""
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return list(pool.map(function, *columns))

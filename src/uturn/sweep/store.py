@@ -43,8 +43,11 @@ class RunFolder:
         header = path / "run.json"
         if header.exists():
             self.header = _read_json(header)
-            _require_same(path, self.header.get("configuration", {}), configuration)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            there, now = self.header.get("configuration", {}), configuration
+            if not self.finished:  # what is half done must be finished by the same software
+                there, now = there | self.header.get("versions", {}), now | _versions()
+            _require_same(path, there, now)
+        elif path.exists() and not _is_blank(path):
             raise RunFolderError(
                 f"{path} exists and is not a run folder (it has no run.json); "
                 "choose another --out, or empty it"
@@ -62,7 +65,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return self.header["finished"] is not None
+        """Whether the tables are written."""
+        return self.header.get("finished") is not None
 
     # -- pictures ---------------------------------------------------------------------------
 
@@ -81,10 +85,13 @@ class RunFolder:
 
     # -- parts ------------------------------------------------------------------------------
 
-    def part(self, job: Job, batch: int) -> dict[str, Any] | None:
-        """What `add_part` stored for a batch of a job, or None if it is still to be done."""
-        path = self._part(job, batch)
-        return _read_json(path) if path.exists() else None
+    def has_part(self, job: Job, batch: int) -> bool:
+        """Whether a batch of a job is done."""
+        return self._part(job, batch).exists()
+
+    def part(self, job: Job, batch: int) -> dict[str, Any]:
+        """What `add_part` stored for a batch of a job."""
+        return _read_json(self._part(job, batch))
 
     def add_part(self, job: Job, batch: int, part: dict[str, Any]) -> None:
         """Commit one batch of one job: its pictures are on disk already."""
@@ -96,7 +103,11 @@ class RunFolder:
     def gallery_part(self, chunk: int) -> npt.NDArray[np.float32] | None:
         """Features that `add_gallery_part` stored, or None."""
         path = self.parts / "gallery" / f"{chunk:05d}.npy"
-        return np.load(path, allow_pickle=False) if path.exists() else None
+        try:
+            stored: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None  # not there, or cut short by a power failure
+        return stored
 
     def add_gallery_part(self, chunk: int, features: npt.NDArray[np.float32]) -> None:
         """Commit the features of one chunk of the gallery."""
@@ -137,6 +148,11 @@ class RunFolder:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_bytes(content)
         temporary.replace(path)
+
+
+def _is_blank(path: Path) -> bool:
+    """An empty folder, or one in which a run was killed while it wrote its first file."""
+    return path.is_dir() and all(entry.name == ".run.json.tmp" for entry in path.iterdir())
 
 
 def _require_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""Training a victim by identity classification, with a look at open-set retrieval as it goes."""
+"""Training a victim by identity classification, with a look at its retrieval at the end."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -9,18 +10,14 @@ from typing import final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from uturn import specs
 from uturn.data.catalog import load_data
 from uturn.data.pictures import Pictures
-from uturn.data.split import Split
 from uturn.errors import ArgumentError
 from uturn.progress import bar
-from uturn.retrieval import metrics
-from uturn.retrieval.index import ExactIndex
-from uturn.retrieval.judge import Labels, judge_for
-from uturn.retrieval.system import RetrievalSystem, chunks, extract_pictures
+from uturn.retrieval.evaluate import evaluate
 from uturn.train.augment import AUGMENTATIONS
 from uturn.victims import checkpoints
 from uturn.victims.classifiers import CosineClassifier
@@ -49,14 +46,18 @@ class Recipe:
             specs.choose("augmentation", name, AUGMENTATIONS)
         if self.epochs < 1 or self.batch_size < 2:
             raise ArgumentError("training needs at least 1 epoch and batches of at least 2")
+        if not (self.lr > 0 and self.weight_decay >= 0 and self.scale > 0):
+            raise ArgumentError("learning rate and scale must be positive")
 
 
 def train(recipe: Recipe, out: Path, *, progress: bool = True) -> float:
     """Train by ``recipe``, write ``out`` (safetensors), and return Recall@1 on the split.
 
     Raises:
-        ArgumentError: the data set has no training pictures.
+        ArgumentError: the data set has no training pictures. CheckpointError: ``out`` cannot
+        be written.
     """
+    checkpoints.require_writable(out)
     chosen, split = architecture(recipe.arch), load_data(recipe.data)
     if split.train is None:
         raise ArgumentError(f"{recipe.data} has no training pictures")
@@ -97,32 +98,15 @@ def train(recipe: Recipe, out: Path, *, progress: bool = True) -> float:
     tensors = {**network.state_dict()}
     tensors |= {f"classifier.{key}": value for key, value in head.state_dict().items()}
     checkpoints.write(out, tensors, checkpoints.Card(chosen.preprocessing, "cosine"))
-    return _recall(recipe, chosen, network, split, device)
+    victim = Victim(
+        name=recipe.arch, network=network, preprocessing=chosen.preprocessing, device=device
+    )
+    recall = evaluate(victim, split, progress=progress)["recall@1"]
+    return float(recall) if recall is not None else math.nan
 
 
 def _load(chosen: Architecture, pictures: Pictures) -> tuple[Tensor, Tensor]:
     """All training pictures on the network's grid, uint8, and their classes 0 … C−1."""
-    grid = chosen.preprocessing.grid
-    images = torch.cat([grid([pictures.read(i)]) for i in range(len(pictures))])
+    images = chosen.preprocessing.grid(map(pictures.read, range(len(pictures))))
     _, classes = np.unique(pictures.identities, return_inverse=True)
     return images, torch.from_numpy(classes)
-
-
-def _recall(
-    recipe: Recipe, chosen: Architecture, network: nn.Module, split: Split, device: torch.device
-) -> float:
-    victim = Victim(
-        name=recipe.arch, network=network, preprocessing=chosen.preprocessing, device=device
-    )
-
-    def features(pictures: Pictures) -> Tensor:
-        parts = [extract_pictures(victim, pictures, part) for part in chunks(len(pictures))]
-        return torch.cat(parts)
-
-    system = RetrievalSystem(
-        ExactIndex(features(split.gallery)),
-        Labels.of(split.gallery, device),
-        judge_for(split.protocol),
-    )
-    ranking = system.rank(features(split.query), Labels.of(split.query, device))
-    return float(metrics.recall_at(ranking, 1).nanmean())

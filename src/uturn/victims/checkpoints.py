@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from uturn.errors import CheckpointError
+from uturn.errors import ArgumentError, CheckpointError
 from uturn.types import Similarity
 from uturn.victims.victim import Preprocessing
 
@@ -27,6 +26,10 @@ class Card:
 
     preprocessing: Preprocessing
     similarity: Similarity
+
+    def __post_init__(self) -> None:
+        if self.similarity not in get_args(Similarity):
+            raise ArgumentError(f"unknown similarity {self.similarity!r}")
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,9 @@ def _read_torch(path: Path) -> Any:
             f"{path} is damaged or holds more than tensors, and reading it could run foreign "
             "code, so it was refused; ask its author for a state dict or a safetensors file"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         raise CheckpointError(
-            f"{path} cannot be read as a PyTorch checkpoint ({error}); it may be truncated: "
+            f"{path} cannot be read as a PyTorch checkpoint ({error!r}); it may be truncated: "
             "compare its size or checksum with the original"
         ) from error
 
@@ -137,12 +140,25 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card | None]:
             for key, value in stored["preprocessing"].items()
         }
         return tensors, Card(Preprocessing(**given), stored["similarity"])
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # ArgumentError too
         raise CheckpointError(f"{path} carries an unreadable card: {error!r}") from error
 
 
+def require_writable(path: Path) -> None:
+    """Raise `CheckpointError` if `write` could not write there, before hours are spent."""
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} must end in .safetensors, the format that is written")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
-    """Write a safetensors file that carries its card."""
+    """Write a safetensors file that carries its card; check ``path`` with `require_writable`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     safetensors.torch.save_file(

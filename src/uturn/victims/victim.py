@@ -5,9 +5,10 @@ The only place that resizes and normalises, so that an attacker always works in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from uturn.data.pictures import Picture
 from uturn.errors import ArgumentError
-from uturn.types import Similarity
+from uturn.types import LEVELS, Similarity
 
-LEVELS = 255
-"""An 8-bit picture has levels 0 … 255; one level is 1/255 in pixels."""
+_LARGEST = 4096
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @final
@@ -34,7 +36,24 @@ class Preprocessing:
     size: tuple[int, int]
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not (
+            len(self.size) == 2
+            and all(isinstance(side, int) and 1 <= side <= _LARGEST for side in self.size)
+        ):
+            raise ArgumentError(f"size must be (H, W) within 1 … {_LARGEST}, got {self.size!r}")
+        channels = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, channels)):
+            raise ArgumentError(f"mean and std must be three numbers, got {self.mean}, {self.std}")
+        if min(self.std) <= 0:
+            raise ArgumentError(f"std must be positive, got {self.std}")
+        if self.interpolation not in get_args(Interpolation):
+            raise ArgumentError(
+                f"interpolation must be one of {', '.join(get_args(Interpolation))}, "
+                f"got {self.interpolation!r}"
+            )
 
     def resize(self, pixels: Tensor) -> Tensor:
         """Pixels ``(B, 3, *)`` at ``size``, differentiably, as Pillow resizes."""
@@ -51,19 +70,20 @@ class Preprocessing:
         std = pixels.new_tensor(self.std)[:, None, None]
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def grid(self, pictures: Sequence[Picture]) -> Tensor:
-        """Decoded pictures of any sizes at ``size``: uint8 ``(B, 3, H, W)``.
+    def fit(self, picture: Picture) -> Picture:
+        """One decoded picture of any size at ``size``: ``(H, W, 3)`` uint8.
 
         Resized by Pillow itself, as the published pipelines do: `resize` differs from it by
         rounding, which on Market-1501 moves Recall@1 by 0.001.
         """
         height, width = self.size
         method = Image.Resampling[self.interpolation.upper()]
-        resized = [
-            np.asarray(Image.fromarray(picture).resize((width, height), method))
-            for picture in pictures
-        ]
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
+        return np.asarray(Image.fromarray(picture).resize((width, height), method))
+
+    def grid(self, pictures: Iterable[Picture]) -> Tensor:
+        """Decoded pictures of any sizes at ``size``: uint8 ``(B, 3, H, W)``."""
+        fitted = np.stack([self.fit(picture) for picture in pictures])
+        return torch.from_numpy(fitted).permute(0, 3, 1, 2).contiguous()
 
 
 @final
@@ -122,7 +142,7 @@ class Victim:
         logits: Tensor = self.classifier(self.features(pixels))
         return logits
 
-    def grid(self, pictures: Sequence[Picture]) -> Tensor:
+    def grid(self, pictures: Iterable[Picture]) -> Tensor:
         """Decoded pictures on this victim's pixel grid: uint8 ``(B, 3, H, W)``.
 
         This is what an attack at the model's size changes and what its PNGs hold.
