@@ -53,15 +53,17 @@ def test_sampling_is_seeded_and_nested() -> None:
 
 GALLERY = ["-1_c1s1_000001_01.jpg", "0000_c2s1_000001_01.jpg", "0002_c2s1_000001_02.jpg"]
 QUERY = ["0002_c1s1_000451_03.jpg"]
+TWICE = "1488_c1s6_023021_00.jpg.jpg"
+"""A query of the official archive."""
 
 
 def test_market1501_reads_identities_and_cameras_from_names(tmp_path: Path) -> None:
-    root = write_market(tmp_path / "market", GALLERY, QUERY)
+    root = write_market(tmp_path / "market", GALLERY, [*QUERY, TWICE])
     (root / "bounding_box_test" / "Thumbs.db").write_bytes(b"not a picture")
     split = load_data(f"market1501:{root}")
     assert split.gallery.identities.tolist() == [JUNK, 0, 2]
     assert split.gallery.cameras.tolist() == [1, 2, 2]
-    assert split.query.names == ("0002_c1s1_000451_03",)
+    assert split.query.names == ("0002_c1s1_000451_03", "1488_c1s6_023021_00.jpg")
     assert split.query.read(0).shape == (16, 8, 3)
 
 

@@ -16,7 +16,8 @@ from uturn.data.pictures import FileSource, Pictures
 from uturn.data.split import JUNK, Split
 from uturn.errors import DataError
 
-_NAME = re.compile(r"(-1|\d{4,})_c(\d+)s\d+_\d+_\d+")
+# One query of the official archive ends in ".jpg.jpg".
+_NAME = re.compile(r"(-1|\d{4,})_c(\d+)s\d+_\d+_\d+(\.jpg)?")
 _FOLDERS = ("query", "bounding_box_test", "bounding_box_train")
 
 
