@@ -9,21 +9,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 from tests.conftest import RAW, linear_victim
 from uturn import Scene, attacks
 from uturn.attacks.loop import Attack
-from uturn.attacks.objectives import OppositeDirection, TowardsTarget
+from uturn.attacks.objectives import (
+    AwayFromKnown,
+    MoveCandidates,
+    MoveInRankings,
+    OppositeDirection,
+    TowardsTarget,
+)
 from uturn.attacks.presets import PRESETS, iterations, load_attack
-from uturn.attacks.steps import Sign
-from uturn.attacks.threats import LInf
-from uturn.attacks.views import Flip, Identity, Scale
+from uturn.attacks.steps import Adam, Cosine, Linear, Momentum, Sign, Smooth, UnitL2, chain
+from uturn.attacks.threats import L2, LInf, Patch
+from uturn.attacks.views import SCALES, Flip, Identity, Jpeg, Noise, ResizePad
 from uturn.errors import ArgumentError, BudgetError, SpecError
+from uturn.retrieval.system import extract
+from uturn.rng import generator
 from uturn.victims.victim import Victim, to_pixels
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+RAW_TURN = OppositeDirection("raw")
 
 
 def head(weight: Tensor) -> nn.Linear:
@@ -61,6 +73,51 @@ def test_odfa_with_unit_features_reaches_a_vertex_that_turns_the_feature(picture
     assert bool((cosine < 0.999).all())
 
 
+def test_l2_on_a_linear_victim_gains_eps_times_the_norm(pictures: Tensor) -> None:
+    """The optimum of w·δ in the ball is ε w/‖w‖₂; L2 needs no attack of its own."""
+    w, eps = normal(1, 3, 8, 4), 40.0
+    victim = linear_victim(w, torch.tensor([50.0]))
+    attack = Attack(objective=RAW_TURN, threat=L2(eps), step=UnitL2(2 * eps), steps=2)
+    clean = pictures.float()
+    loss = attack.objective.bind(victim, clean / 255, Scene())
+    delta, _ = attack._climb(loss, torch.zeros_like(clean), clean, [])
+    gain = victim.features((clean + delta) / 255) - victim.features(clean / 255)
+    assert gain.flatten().tolist() == pytest.approx([-eps / 255 * float(w.norm())] * 5, abs=1e-4)
+    # On the 8-bit lattice nearly all of it is left, and the length is never exceeded.
+    found = attack(victim, pictures)
+    gain = victim.features(to_pixels(found.images)) - victim.features(clean / 255)
+    assert bool((gain < -0.97 * eps / 255 * w.norm()).all())
+    assert bool((found.delta.flatten(1).norm(dim=1) <= eps).all())
+
+
+def test_a_patch_changes_nothing_outside_itself(pictures: Tensor) -> None:
+    """Inside, the optimum on a linear victim is black or white by the sign of w."""
+    w = normal(1, 3, 8, 4)
+    victim = linear_victim(w, torch.tensor([50.0]))
+    patch = Patch(top=2, left=1, height=3, width=2)
+    attack = Attack(objective=RAW_TURN, threat=patch, step=Sign(255), steps=2)
+    found = attack(victim, pictures)
+    inside = torch.zeros(8, 4, dtype=torch.bool)
+    inside[2:5, 1:3] = True
+    assert bool((found.delta[..., ~inside] == 0).all())
+    expected = torch.where(w[0] > 0, 0, 255)[..., inside]
+    assert torch.equal(found.images[..., inside].long(), expected.expand(5, -1, -1))
+
+
+@pytest.mark.parametrize("threat", [LInf(6), LInf(2.5), L2(30), Patch(1, 1, 3, 2)])
+def test_threats_project_onto_themselves_and_sample_inside(threat, pictures: Tensor) -> None:
+    clean, wild = pictures.float(), 300 * normal(5, 3, 8, 4)
+    rngs = [generator(0, str(i)) for i in range(5)]
+    for delta in (threat.project(wild, clean), threat.sample(clean, rngs)):
+        assert bool((clean + delta >= 0).all() & (clean + delta <= 255).all())
+        assert bool((threat.size(delta) <= threat.size(delta).max()).all())
+        torch.testing.assert_close(threat.project(delta, clean), delta, rtol=0, atol=1e-3)
+        whole = threat.round(delta, clean)
+        assert torch.equal(whole, whole.round())
+        assert bool(threat.allows(threat.size(whole)).all())
+        assert float((whole - delta).abs().max()) <= 1.0
+
+
 def test_class_based_attacks_on_two_classes(pictures: Tensor) -> None:
     """The logit difference is linear, so the best change is ±ε sign(its weight)."""
     w = normal(2, 3, 8, 4)
@@ -89,16 +146,118 @@ def glyph_queries(glyph_victim: Victim) -> Tensor:
     return glyph_victim.grid([query.read(i) for i in range(0, 6000, 500)])
 
 
+@pytest.fixture(scope="module")
+def glyph_gallery(glyph_victim: Victim) -> Tensor:
+    """Raw features of all twelve faces of the twelve queried identities, ``(144, 128)``."""
+    from uturn import load_data
+
+    gallery = load_data("glyphs").gallery
+    near = [12 * (i // 12) + face for i in range(0, 6000, 500) for face in range(12)]
+    return extract(glyph_victim, glyph_victim.grid([gallery.read(i) for i in near]))
+
+
 def test_every_preset_climbs_its_objective(glyph_victim: Victim, glyph_queries: Tensor) -> None:
     """A flipped sign anywhere fails here."""
     clean = to_pixels(glyph_queries)
+    scene = Scene(targets=clean.roll(1, 0))
     for name, preset in PRESETS.items():
         attack = preset(eps=8)
-        loss = attack.objective.bind(glyph_victim, clean, Scene())
+        loss = attack.objective.bind(glyph_victim, clean, scene)
         start = attack._start(glyph_queries.float(), [str(i) for i in range(12)], 0) / 255
-        found = attack(glyph_victim, glyph_queries, names=[str(i) for i in range(12)])
+        names = [str(i) for i in range(12)]
+        found = attack(glyph_victim, glyph_queries, scene, names=names)
         gained = loss(to_pixels(found.images)) - loss(clean + start)
         assert bool((gained > 0).all()), name
+
+
+def test_label_smooth_evens_the_classes_out(glyph_victim: Victim, glyph_queries: Tensor) -> None:
+    found = attacks.label_smooth(eps=8)(glyph_victim, glyph_queries)
+    entropy = [
+        Categorical(logits=glyph_victim.logits(to_pixels(images))).entropy()
+        for images in (glyph_queries, found.images)
+    ]
+    assert bool((entropy[1] > entropy[0]).all())
+
+
+def normalised_ranks(victim: Victim, changed: Tensor, gallery: Tensor, chosen: Tensor) -> Tensor:
+    """Mean position of the chosen items in the rankings of ``changed``: 0 first, 1 last."""
+    scores = victim.embed(to_pixels(changed)) @ torch.nn.functional.normalize(gallery, dim=1).T
+    ranks = scores.argsort(1, descending=True).argsort(1).float() / (len(gallery) - 1)
+    return ranks.gather(1, chosen).mean(1)
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_query_attack_moves_chosen_candidates(
+    glyph_victim: Victim, glyph_queries: Tensor, glyph_gallery: Tensor, up: bool
+) -> None:
+    """QA+ and QA−: the candidates stand in the middle of the ranking, or at its top."""
+    scores = (
+        glyph_victim.embed(to_pixels(glyph_queries))
+        @ torch.nn.functional.normalize(glyph_gallery, dim=1).T
+    )
+    order = scores.argsort(1, descending=True)
+    chosen = order[:, 60:63] if up else order[:, :3]
+    scene = Scene(
+        candidates=glyph_gallery[chosen], others=glyph_gallery.expand(len(glyph_queries), -1, -1)
+    )
+    attack = dataclasses.replace(attacks.odfa(eps=8), objective=MoveCandidates(up), start="clean")
+    found = attack(glyph_victim, glyph_queries, scene)
+    before = normalised_ranks(glyph_victim, glyph_queries, glyph_gallery, chosen)
+    after = normalised_ranks(glyph_victim, found.images, glyph_gallery, chosen)
+    assert float((after - before).mean()) < -0.2 if up else float((after - before).mean()) > 0.2
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_candidate_attack_moves_the_picture_itself(
+    glyph_victim: Victim, glyph_queries: Tensor, glyph_gallery: Tensor, up: bool
+) -> None:
+    """CA+ and CA−: the changed picture's share of rivals ahead of it, for three queries."""
+    own = glyph_victim.embed(to_pixels(glyph_queries))
+    unit = torch.nn.functional.normalize(glyph_gallery, dim=1)
+    order = (own @ unit.T).argsort(1, descending=True)
+    queries = glyph_gallery[order[:, 60:63] if up else order[:, :3]]
+    others = glyph_gallery.expand(len(glyph_queries), -1, -1)
+
+    def ahead(images: Tensor) -> Tensor:
+        asked = torch.nn.functional.normalize(queries, dim=2)  # (B, 3, D)
+        score = asked @ glyph_victim.embed(to_pixels(images))[:, :, None]  # (B, 3, 1)
+        return (asked @ unit.T > score).float().mean((1, 2))
+
+    attack = dataclasses.replace(attacks.odfa(eps=8), objective=MoveInRankings(up), start="clean")
+    found = attack(glyph_victim, glyph_queries, Scene(queries=queries, others=others))
+    moved = float((ahead(found.images) - ahead(glyph_queries)).mean())
+    assert moved < -0.2 if up else moved > 0.2
+
+
+def test_guided_push_leaves_the_known_pictures(
+    glyph_victim: Victim, glyph_queries: Tensor, glyph_gallery: Tensor
+) -> None:
+    """The gallery of these queries is laid out identity by identity, twelve pictures each."""
+    same = glyph_gallery.view(len(glyph_queries), -1, 128)
+    attack = dataclasses.replace(attacks.odfa(eps=8), objective=AwayFromKnown(), start="clean")
+    found = attack(glyph_victim, glyph_queries, Scene(same=same))
+
+    def closeness(images: Tensor) -> Tensor:
+        feature = glyph_victim.embed(to_pixels(images))[:, :, None]
+        return (torch.nn.functional.normalize(same, dim=2) @ feature).mean((1, 2))
+
+    assert bool((closeness(found.images) < closeness(glyph_queries) - 0.2).all())
+
+
+def test_objectives_say_which_knowledge_they_lack(
+    glyph_victim: Victim, glyph_queries: Tensor
+) -> None:
+    for objective, message in (
+        (
+            MoveCandidates(True),
+            "Scene\\(candidates=…\\): features of shape \\(12, M, D\\), got nothing",
+        ),
+        (MoveInRankings(True), r"Scene\(queries=…\)"),
+        (AwayFromKnown(), r"Scene\(same=…\)"),
+    ):
+        attack = dataclasses.replace(attacks.odfa(eps=8), objective=objective)
+        with pytest.raises(ArgumentError, match=message):
+            attack(glyph_victim, glyph_queries)
 
 
 def test_odfa_turns_the_feature_round(glyph_victim: Victim, glyph_queries: Tensor) -> None:
@@ -143,11 +302,11 @@ def test_the_gradient_is_zero_at_the_clean_picture(
         attack = attacks.odfa(eps=8, start=start)
         loss = attack.objective.bind(glyph_victim, levels / 255, Scene())
         delta = attack._start(levels, [str(i) for i in range(12)], 0)
-        sizes[start] = float(attack._gradient(loss, levels + delta)[0].abs().mean())
+        sizes[start] = float(attack._gradient(loss, levels + delta, [])[0].abs().mean())
     assert sizes["clean"] < 1e-3 * sizes["sign"]
     raw = OppositeDirection("raw")
     loss = raw.bind(glyph_victim, levels / 255, Scene())
-    assert float(attacks.odfa(eps=8)._gradient(loss, levels)[0].abs().mean()) > sizes["sign"]
+    assert float(attacks.odfa(eps=8)._gradient(loss, levels, [])[0].abs().mean()) > sizes["sign"]
 
 
 # -- promises --------------------------------------------------------------------------------------
@@ -167,15 +326,23 @@ class Tiny(nn.Module):
     seed=st.integers(0, 999),
     preset=st.sampled_from(sorted(PRESETS)),
     eps=st.one_of(st.integers(1, 40), st.floats(1, 40)),
-    step=st.floats(0.1, 9),
+    step=st.one_of(
+        st.floats(0.1, 9).map(Sign),
+        st.just(chain(Momentum(), Smooth(1.0), Sign(Cosine(3, 0.5)))),
+        st.just(chain(Momentum(0.5, nesterov=True), UnitL2(Linear(30, 3)))),
+        st.just(Adam(1.5)),
+    ),
+    threat=st.sampled_from([LInf, L2, lambda eps: Patch(1, 2, 3, 1)]),
     start=st.sampled_from(["clean", "sign", "sample"]),
     keep=st.sampled_from(["last", "best"]),
     shape=st.tuples(st.integers(1, 3), st.just(3), st.integers(4, 9), st.integers(4, 9)),
-    views=st.sampled_from([(Identity(),), (Identity(), Flip()), (Scale(0.7), Identity())]),
+    views=st.sampled_from(
+        [(Identity(),), (Identity(), Flip()), SCALES, (Noise(3), ResizePad(0.3)), (Jpeg(75),)]
+    ),
 )
 @settings(max_examples=80, deadline=None)
 def test_no_attack_ever_leaves_its_budget(
-    seed, preset, eps, step, start, keep, shape, views
+    seed, preset, eps, step, threat, start, keep, shape, views
 ) -> None:
     victim = Victim(
         name="tiny",
@@ -185,12 +352,25 @@ def test_no_attack_ever_leaves_its_budget(
     )
     images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).byte()
     attack = dataclasses.replace(
-        PRESETS[preset](eps=eps), step=Sign(step), start=start, keep=keep, views=views
+        PRESETS[preset](eps=eps),
+        threat=threat(eps),
+        step=step,
+        steps=5,
+        start=start,
+        keep=keep,
+        views=views,
     )
-    found = attack(victim, images, seed=seed)
+    found = attack(victim, images, Scene(targets=to_pixels(images.flip(3))), seed=seed)
     change = found.images.int() - images.int()
     assert found.images.dtype == torch.uint8
-    assert int(change.abs().max()) <= eps
+    if threat is LInf:
+        assert int(change.abs().max()) <= eps
+    elif threat is L2:
+        assert int(change.square().sum((1, 2, 3)).max()) <= eps**2
+    else:
+        outside = change.clone()
+        outside[..., 1:4, 2:3] = 0
+        assert not outside.any()
     assert torch.equal(change.float(), found.delta)
     assert found.gradients == attack.steps * len(views)
     assert found.losses.shape == (attack.steps, shape[0])
@@ -199,11 +379,14 @@ def test_no_attack_ever_leaves_its_budget(
 @pytest.mark.parametrize("start", ["clean", "sign", "sample"])
 def test_each_picture_is_on_its_own(pictures: Tensor, start: str) -> None:
     victim = linear_victim(normal(4, 3, 8, 4), normal(4), head(normal(6, 4)))
+    views = (Identity(), Noise(2.0), ResizePad(0.3, chance=0.8))
     for preset in PRESETS.values():
-        attack = dataclasses.replace(preset(eps=4), start=start)
-        whole = attack(victim, pictures).images
+        attack = dataclasses.replace(preset(eps=4), start=start, steps=4, views=views)
+        whole = attack(victim, pictures, Scene(targets=to_pixels(pictures) / 2)).images
         for i in range(len(pictures)):
-            assert torch.equal(whole[i : i + 1], attack(victim, pictures[i : i + 1]).images)
+            one = pictures[i : i + 1]
+            alone = attack(victim, one, Scene(targets=to_pixels(one) / 2)).images
+            assert torch.equal(whole[i : i + 1], alone)
 
 
 def test_names_and_seed_key_the_start_not_the_order(pictures: Tensor) -> None:
@@ -221,7 +404,7 @@ def test_views_average_gradients(pictures: Tensor) -> None:
     both = dataclasses.replace(one, views=(Identity(), Flip()))
     levels = pictures.float()
     loss = one.objective.bind(victim, levels / 255 + 0.01, Scene())
-    gradients = [a._gradient(loss, levels)[0] for a in (one, other, both)]
+    gradients = [a._gradient(loss, levels, [])[0] for a in (one, other, both)]
     torch.testing.assert_close(gradients[2], (gradients[0] + gradients[1]) / 2)
 
 
@@ -265,7 +448,9 @@ def test_an_attack_prints_its_whole_configuration() -> None:
 
 def test_bad_input_says_what_to_do(pictures: Tensor) -> None:
     victim = linear_victim(normal(1, 3, 8, 4), normal(1))
-    with pytest.raises(SpecError, match="known: basic, fast, least_likely, odfa"):
+    with pytest.raises(
+        SpecError, match="known: basic, fast, label_smooth, least_likely, momentum, odfa"
+    ):
         load_attack("pgd", eps=4)
     with pytest.raises(SpecError, match="valid options: steps, start, target"):
         load_attack("odfa:step=2", eps=4)

@@ -33,6 +33,18 @@ class Scene:
     targets: Pixels | None = None
     """Pictures ``(B, 3, H, W)`` whose place in the embedding is to be taken."""
 
+    candidates: Tensor | None = None
+    """Raw features ``(B, M, D)`` of gallery items that shall rise or fall."""
+
+    queries: Tensor | None = None
+    """Raw features ``(B, M, D)`` of queries in whose rankings the picture shall move."""
+
+    others: Tensor | None = None
+    """Raw features ``(B, N, D)`` of gallery items to overtake or to fall behind."""
+
+    same: Tensor | None = None
+    """Raw features ``(B, M, D)`` of known pictures of the same identity."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)

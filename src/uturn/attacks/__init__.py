@@ -1,6 +1,31 @@
 """Attacks: objective × threat × step × views."""
 
 from uturn.attacks.loop import Attack
-from uturn.attacks.presets import PRESETS, basic, fast, least_likely, load_attack, odfa
+from uturn.attacks.presets import (
+    PRESETS,
+    basic,
+    fast,
+    label_smooth,
+    least_likely,
+    load_attack,
+    momentum,
+    odfa,
+    pire,
+    sma,
+    tma,
+)
 
-__all__ = ["PRESETS", "Attack", "basic", "fast", "least_likely", "load_attack", "odfa"]
+__all__ = [
+    "PRESETS",
+    "Attack",
+    "basic",
+    "fast",
+    "label_smooth",
+    "least_likely",
+    "load_attack",
+    "momentum",
+    "odfa",
+    "pire",
+    "sma",
+    "tma",
+]

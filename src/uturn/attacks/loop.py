@@ -15,7 +15,7 @@ from torch import Tensor
 from uturn.attacks.objectives import Loss, Objective
 from uturn.attacks.steps import Info, Step
 from uturn.attacks.threats import Threat
-from uturn.attacks.views import Identity, View
+from uturn.attacks.views import Draw, Identity, View
 from uturn.errors import ArgumentError, BudgetError
 from uturn.rng import generator
 from uturn.types import LEVELS, Levels, Perturbation, Scene
@@ -74,27 +74,35 @@ class Attack:
         began = time.perf_counter()
         clean = images.to(victim.device).float()  # levels
         loss = self.objective.bind(victim, clean / LEVELS, scene or Scene())
-        delta = self._start(clean, names or _content_names(images), seed)
-        state = self.step.init(delta)
-        best, best_loss = delta, clean.new_full((len(clean),), -torch.inf)
-        trace = []
-        for index in range(self.steps):
-            grad, value = self._gradient(loss, clean + delta)
-            best, best_loss = _better(delta, value, best, best_loss)
-            update, state = self.step.update(grad, state, Info(index, self.steps))
-            delta = self.threat.project(delta + update, clean)
-            trace.append(value)
-        if self.keep == "best":
-            with torch.no_grad():
-                delta, _ = _better(delta, self._value(loss, clean + delta), best, best_loss)
+        names = names or _content_names(images)
+        draw = [generator(seed, name, "views") for name in names]
+        delta = self._start(clean, names, seed)
+        delta, losses = self._climb(loss, delta, clean, draw)
         delta = self._certified(self.threat.round(delta, clean), clean)
         return Perturbation(
             images=(clean + delta).to(torch.uint8),
             delta=delta,
-            losses=torch.stack(trace),
+            losses=losses,
             gradients=self.steps * len(self.views),
             seconds=time.perf_counter() - began,
         )
+
+    def _climb(self, loss: Loss, delta: Levels, clean: Levels, draw: Draw) -> tuple[Levels, Tensor]:
+        """The change before it is rounded, and the objective before each step ``(steps, B)``."""
+        state = self.step.init(delta)
+        best, best_value = delta, clean.new_full((len(clean),), -torch.inf)
+        losses = []
+        for index in range(self.steps):
+            grad, value = self._gradient(loss, clean + delta, draw)
+            best, best_value = _better(delta, value, best, best_value)
+            update, state = self.step.update(grad, state, Info(index, self.steps))
+            delta = self.threat.project(delta + update, clean)
+            losses.append(value)
+        if self.keep == "best":
+            with torch.no_grad():
+                value = self._value(loss, clean + delta, draw)
+            delta, _ = _better(delta, value, best, best_value)
+        return delta, torch.stack(losses)
 
     def _start(self, clean: Levels, names: Sequence[str], seed: int) -> Levels:
         if self.start == "clean":
@@ -106,19 +114,19 @@ class Attack:
         signs = np.stack([2 * rng.integers(0, 2, shape, dtype=np.int8) - 1 for rng in rngs])
         return self.threat.project(torch.from_numpy(signs).to(clean), clean)
 
-    def _gradient(self, loss: Loss, levels: Levels) -> tuple[Tensor, Tensor]:
+    def _gradient(self, loss: Loss, levels: Levels, draw: Draw) -> tuple[Tensor, Tensor]:
         """Gradient with respect to pixels, and the value ``(B,)``: means over the views."""
         grad = torch.zeros_like(levels)
         value = levels.new_zeros(len(levels))
         for view in self.views:  # one at a time, so that only one graph is in memory
             pixels = (levels / LEVELS).requires_grad_()
-            per_sample = loss(view(pixels))  # (B,)
+            per_sample = loss(view(pixels, draw))  # (B,)
             grad += torch.autograd.grad(per_sample.sum(), pixels)[0]
             value += per_sample.detach()
         return grad / len(self.views), value / len(self.views)
 
-    def _value(self, loss: Loss, levels: Levels) -> Tensor:
-        return torch.stack([loss(view(levels / LEVELS)) for view in self.views]).mean(0)
+    def _value(self, loss: Loss, levels: Levels, draw: Draw) -> Tensor:
+        return torch.stack([loss(view(levels / LEVELS, draw)) for view in self.views]).mean(0)
 
     def _certified(self, delta: Levels, clean: Levels) -> Levels:
         """Never trust an attack: whole levels, inside the threat, inside 0 … 255."""

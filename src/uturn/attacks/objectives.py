@@ -53,6 +53,29 @@ class OppositeDirection:
 
 @final
 @dataclass(frozen=True)
+class AwayFromFeature:
+    """Push the feature f(x') away from f(x): the squared distance between them.
+
+    With unit embeddings this is `OppositeDirection` but for a constant, and has its zero
+    gradient at x. The raw form (SMA, and the untargeted use of PIRE and TMA) has a zero
+    gradient there too, as any distance from one's own place has.
+
+    Source: Bouniot et al., "Vulnerability of Person Re-Identification Models to Metric
+    Adversarial Attacks", CVPR-W 2020 (SMA); Liu et al., "Who's Afraid of Adversarial Queries?",
+    ICMR 2019 (PIRE, unit).
+    """
+
+    target: Target = "raw"
+
+    def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
+        feature = victim.embed if self.target == "unit" else victim.features
+        with torch.no_grad():
+            own = feature(clean)  # (B, D)
+        return lambda pixels: (feature(pixels) - own).square().sum(1)
+
+
+@final
+@dataclass(frozen=True)
 class AwayFromPredicted:
     """Cross-entropy of the class that the victim predicts for the clean picture.
 
@@ -83,6 +106,19 @@ class TowardsLeastLikely:
 
 @final
 @dataclass(frozen=True)
+class TowardsUniform:
+    """Make all training classes equally likely: ``1/C Σ_c log p_c``, the label-smooth attack.
+
+    Source: Zheng et al., IJCV 2022 (baseline "label-smooth").
+    """
+
+    def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
+        victim.logits(clean[:1])  # no classifier: say so now
+        return lambda pixels: F.log_softmax(victim.logits(pixels), dim=1).mean(1)
+
+
+@final
+@dataclass(frozen=True)
 class TowardsTarget:
     """Cosine to the embedding of another picture, ``scene.targets``: be retrieved as it.
 
@@ -99,3 +135,82 @@ class TowardsTarget:
         with torch.no_grad():
             target = victim.embed(scene.targets)  # (B, D)
         return lambda pixels: (victim.embed(pixels) * target).sum(1)
+
+
+@final
+@dataclass(frozen=True)
+class MoveCandidates:
+    """Change a query so that chosen gallery items rise (QA+) or fall (QA−) in its ranking.
+
+    With candidates c (``scene.candidates``, ``(B, M, D)``) and other items o
+    (``scene.others``, ``(B, N, D)``), all raw features, rising climbs
+    ``−mean [cos(f', o) − cos(f', c)]₊`` over all pairs, falling the same with c and o changed.
+
+    Source: Zhou et al., "Adversarial Ranking Attack and Defense", ECCV 2020 (QA+, QA−).
+    """
+
+    up: bool
+
+    def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
+        chosen = _unit(scene.candidates, "candidates", len(clean))
+        others = _unit(scene.others, "others", len(clean))
+
+        def loss(pixels: Pixels) -> Tensor:
+            feature = victim.embed(pixels)[:, :, None]  # (B, D, 1)
+            near, far = (chosen @ feature), (others @ feature).mT  # (B, M, 1), (B, 1, N)
+            wrong = far - near if self.up else near - far
+            return -wrong.relu().mean((1, 2))
+
+        return loss
+
+
+@final
+@dataclass(frozen=True)
+class MoveInRankings:
+    """Change a gallery picture so that it rises (CA+) or falls (CA−) for chosen queries.
+
+    With queries q (``scene.queries``, ``(B, M, D)``) and the gallery's other items o
+    (``scene.others``, ``(B, N, D)``), all raw features, rising climbs
+    ``−mean [cos(q, o) − cos(q, f')]₊`` over all pairs, falling the same with f' and o changed.
+
+    Source: Zhou et al., "Adversarial Ranking Attack and Defense", ECCV 2020 (CA+, CA−).
+    """
+
+    up: bool
+
+    def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
+        queries = _unit(scene.queries, "queries", len(clean))
+        rivals = queries @ _unit(scene.others, "others", len(clean)).mT  # (B, M, N)
+
+        def loss(pixels: Pixels) -> Tensor:
+            own = queries @ victim.embed(pixels)[:, :, None]  # (B, M, 1)
+            wrong = rivals - own if self.up else own - rivals
+            return -wrong.relu().mean((1, 2))
+
+        return loss
+
+
+@final
+@dataclass(frozen=True)
+class AwayFromKnown:
+    """Push away from known pictures of the same identity, whose features are given.
+
+    ``−mean cos(f', s)`` over ``scene.same`` (``(B, M, D)``, raw features): the guided push of
+    FNA. Its gradient at x is not zero, since x is none of them.
+
+    Source: Bouniot et al., CVPR-W 2020 (FNA).
+    """
+
+    def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
+        same = _unit(scene.same, "same", len(clean))
+        return lambda pixels: -(same @ victim.embed(pixels)[:, :, None]).mean((1, 2))
+
+
+def _unit(features: Tensor | None, name: str, batch: int) -> Tensor:
+    """Unit features ``(B, M, D)`` from a field of the scene."""
+    if features is None or features.ndim != 3 or len(features) != batch:
+        got = "nothing" if features is None else tuple(features.shape)
+        raise ArgumentError(
+            f"this attack needs Scene({name}=…): features of shape ({batch}, M, D), got {got}"
+        )
+    return F.normalize(features, dim=2)

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from uturn import specs
 from uturn.attacks.loop import Attack, Start
 from uturn.attacks.objectives import (
+    AwayFromFeature,
     AwayFromPredicted,
     OppositeDirection,
     Target,
     TowardsLeastLikely,
+    TowardsTarget,
+    TowardsUniform,
 )
-from uturn.attacks.steps import Sign
+from uturn.attacks.steps import Adam, Momentum, Sign, chain
 from uturn.attacks.threats import LInf
 
 
@@ -54,8 +57,40 @@ def odfa(
     return Attack(objective=J, threat=LInf(eps), step=Sign(), steps=T, start=start)
 
 
+def label_smooth(*, eps: float, steps: int | None = None) -> Attack:
+    """Label-smooth: steps of one level towards equal training classes."""
+    T = iterations(eps) if steps is None else steps
+    return Attack(objective=TowardsUniform(), threat=LInf(eps), step=Sign(), steps=T)
+
+
+def sma(*, eps: float, steps: int | None = None, start: Start = "sign") -> Attack:
+    """Self metric attack: steps of one level away from the raw feature, from a ±1 start."""
+    J, T = AwayFromFeature(), iterations(eps) if steps is None else steps
+    return Attack(objective=J, threat=LInf(eps), step=Sign(), steps=T, start=start)
+
+
+def pire(*, eps: float, steps: int = 100, start: Start = "sign") -> Attack:
+    """PIRE: Adam away from the unit feature; its paper takes 100 steps and more."""
+    J, step = AwayFromFeature("unit"), Adam(size=0.5)
+    return Attack(objective=J, threat=LInf(eps), step=step, steps=steps, start=start)
+
+
+def tma(*, eps: float, steps: int = 100) -> Attack:
+    """Targeted mismatch: Adam towards `Scene.targets`, so that the query is found as them."""
+    step = Adam(size=0.5)
+    return Attack(objective=TowardsTarget(), threat=LInf(eps), step=step, steps=steps)
+
+
+def momentum(*, eps: float, steps: int | None = None, decay: float = 1.0) -> Attack:
+    """U-turn with momentum (MI): gradients are accumulated before the sign is taken."""
+    J, T = OppositeDirection(), iterations(eps) if steps is None else steps
+    step = chain(Momentum(decay), Sign())
+    return Attack(objective=J, threat=LInf(eps), step=step, steps=T, start="sign")
+
+
 PRESETS: dict[str, Callable[..., Attack]] = {
-    preset.__name__: preset for preset in (fast, basic, least_likely, odfa)
+    preset.__name__: preset
+    for preset in (fast, basic, least_likely, label_smooth, odfa, momentum, sma, pire, tma)
 }
 
 
