@@ -292,6 +292,43 @@ def test_towards_target_raises_the_cosine(glyph_victim: Victim, glyph_queries: T
         attack(glyph_victim, glyph_queries)
 
 
+def test_uturn_turns_further_than_odfa_with_as_many_gradients(
+    glyph_victim: Victim, glyph_queries: Tensor
+) -> None:
+    clean = glyph_victim.embed(to_pixels(glyph_queries))
+    for eps in (2, 4, 8):
+        cosine = {}
+        for preset in (attacks.odfa, attacks.uturn):
+            found = preset(eps=eps)(glyph_victim, glyph_queries)
+            assert found.gradients == iterations(eps)
+            cosine[preset] = (glyph_victim.embed(to_pixels(found.images)) * clean).sum(1).mean()
+        assert cosine[attacks.uturn] < cosine[attacks.odfa] - 0.005
+
+
+def test_the_centred_target_is_reachable_where_the_opposite_is_not(pictures: Tensor) -> None:
+    """Non-negative features: −f is out of reach, but raising what was low is not.
+
+    From the clean picture the plain form has no gradient, the centred one climbs.
+    """
+    w = normal(4, 3, 8, 4).abs()  # positive weights on positive pixels: positive features
+    victim = linear_victim(w, torch.zeros(4))
+    levels = pictures.float()
+    sizes = {}
+    for centre in (0.0, 1.0):
+        objective = OppositeDirection(centre=centre)
+        loss = objective.bind(victim, levels / 255, Scene())
+        sizes[centre] = float(attacks.odfa(eps=4)._gradient(loss, levels, [])[0].abs().mean())
+    assert sizes[0.0] < 1e-3 * sizes[1.0]
+    # Features of mean 0 have the same target either way.
+    feature = torch.tensor([[1.0, -1.0, 2.0, -2.0]])
+    centred = linear_victim(torch.zeros(4, 3, 8, 4), feature[0])
+    values = [
+        OppositeDirection(centre=c).bind(centred, levels / 255, Scene())(levels / 255)
+        for c in (0.0, 1.0)
+    ]
+    torch.testing.assert_close(values[0], values[1])
+
+
 def test_the_gradient_is_zero_at_the_clean_picture(
     glyph_victim: Victim, glyph_queries: Tensor
 ) -> None:
@@ -441,7 +478,7 @@ def test_iterations_are_the_papers() -> None:
 
 def test_an_attack_prints_its_whole_configuration() -> None:
     assert repr(load_attack("odfa:steps=7", eps=4)) == (
-        "Attack(objective=OppositeDirection(target='unit'), threat=LInf(eps=4), "
+        "Attack(objective=OppositeDirection(target='unit', centre=0.0), threat=LInf(eps=4), "
         "step=Sign(size=1.0), steps=7, views=(Identity(),), start='sign', keep='last')"
     )
 

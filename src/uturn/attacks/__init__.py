@@ -13,6 +13,7 @@ from uturn.attacks.presets import (
     pire,
     sma,
     tma,
+    uturn,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "pire",
     "sma",
     "tma",
+    "uturn",
 ]

@@ -38,16 +38,25 @@ class OppositeDirection:
     noise of 1e-8 whose sign means nothing. Start it one level away from x (``start="sign"``).
     The raw form does not vanish there, since shortening the feature already helps it.
 
-    Source: Zheng et al., "U-turn: Crafting Adversarial Queries with Opposite-Direction
+    ``centre`` moves the target from −f to ``centre · mean(f) · 1 − f`` (mean over the D
+    values, then unit length again). Features that end in a ReLU are never negative and cannot
+    reach −f; with ``centre=1`` their target is −f less its part along the all-ones direction,
+    which they can approach by raising what was low. For features of mean 0 it changes nothing.
+
+    Source (centre=0): Zheng et al., "U-turn: Crafting Adversarial Queries with Opposite-Direction
     Features", IJCV 2022.
     """
 
     target: Target = "unit"
+    centre: float = 0.0
 
     def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
         feature = victim.embed if self.target == "unit" else victim.features
         with torch.no_grad():
-            opposite = -feature(clean)  # (B, D)
+            own = feature(clean)  # (B, D)
+            opposite = self.centre * own.mean(1, keepdim=True) - own
+            if self.target == "unit":
+                opposite = F.normalize(opposite, dim=1)
         return lambda pixels: -(feature(pixels) - opposite).square().sum(1)
 
 

@@ -18,7 +18,7 @@ from uturn.attacks.objectives import (
     TowardsTarget,
     TowardsUniform,
 )
-from uturn.attacks.steps import Adam, Momentum, Sign, chain
+from uturn.attacks.steps import Adam, Linear, Momentum, Sign, chain
 from uturn.attacks.threats import LInf
 
 
@@ -88,9 +88,17 @@ def momentum(*, eps: float, steps: int | None = None, decay: float = 1.0) -> Att
     return Attack(objective=J, threat=LInf(eps), step=step, steps=T, start="sign")
 
 
+def uturn(*, eps: float, steps: int | None = None) -> Attack:
+    """Improved U-turn: centred target, sizes falling from 2ε, more momentum the more steps."""
+    J, T = OppositeDirection(centre=1.0), iterations(eps) if steps is None else steps
+    size = Linear(2 * eps, max(0.5, 2 * eps / max(T, 1)))
+    step = chain(Momentum(min(0.5, T / 40)), Sign(size))
+    return Attack(objective=J, threat=LInf(eps), step=step, steps=T, start="sign")
+
+
 PRESETS: dict[str, Callable[..., Attack]] = {
     preset.__name__: preset
-    for preset in (fast, basic, least_likely, label_smooth, odfa, momentum, sma, pire, tma)
+    for preset in (fast, basic, least_likely, label_smooth, odfa, uturn, momentum, sma, pire, tma)
 }
 
 

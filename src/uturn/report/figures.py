@@ -135,7 +135,7 @@ def dial(
         says = f"ε={eps:g}: mean cosine {cosine:+.2f}, {degrees:.0f}°"
         parts.append(_arrow(cx, cy, tx, ty, colour, _fade(position, len(means)), says))
         # Neighbouring labels stand at different radii, so that close arrows stay readable.
-        lx, ly = at(cosine, radius * (0.86 - 0.14 * (position % 3)))
+        lx, ly = at(cosine, radius * (0.74 - 0.15 * (position % 3)))
         parts.append(_text(lx, ly - 5, f"ε={eps:g}", "label halo", "middle"))
     parts.append(_text(cx - radius, cy + 22, "−f(x), the opposite", "label", "middle"))
     parts.append(_text(cx + radius, cy + 22, "where it was", "label", "middle"))
