@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import write_market
 from uturn.attacks import load_attack
+from uturn.attacks.presets import MEMBERS
 from uturn.data.pictures import decode, encode
 from uturn.errors import ArgumentError, BudgetError, RunFolderError, SpecError
 from uturn.sweep import Plan, run
@@ -188,6 +189,32 @@ def test_a_picture_beyond_its_budget_is_never_scored() -> None:
         measure(job, "q", clean, changed)
     with pytest.raises(BudgetError, match=r"\(5, 4\)"):
         measure(job, "q", clean, np.zeros((5, 4, 3), dtype=np.uint8))
+
+
+# -- the worst case ------------------------------------------------------------------------------
+
+
+def test_the_worst_is_never_better_than_any_member(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(plan(attacks=("worst", "uturn:steps=20"), eps=(3,)), out, progress=False)
+    table = {row["attack"]: row for row in rows(out)}
+    assert list(table) == ["clean", *MEMBERS, "worst"]
+    queries = pq.read_table(out / "queries.parquet").to_pylist()
+    by_name = {name: [q for q in queries if q["attack"] == name] for name in table}
+    for i, worst in enumerate(by_name["worst"]):
+        members = [by_name[name][i] for name in MEMBERS]
+        assert {m["query"] for m in members} == {worst["query"]}
+        assert worst["first_match_rank"] == max(m["first_match_rank"] for m in members)
+        assert worst["ap"] == min(m["ap"] for m in members)
+        files = [
+            out / "images" / Job(name, 3).folder / f"{worst['query']}.png"
+            for name in ("worst", *MEMBERS)
+        ]
+        pictures = [decode(file).tobytes() for file in files]
+        assert pictures[0] in pictures[1:]
+    for key in ("recall@1", "recall@5", "recall@10", "map"):
+        assert table["worst"][key] <= min(table[name][key] for name in MEMBERS)
+    assert table["worst"]["gradients"] == sum(table[name]["gradients"] for name in MEMBERS)
 
 
 # -- kill and resume -----------------------------------------------------------------------------

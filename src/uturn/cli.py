@@ -316,13 +316,16 @@ def _catalogue(what: str) -> dict[str, str]:
     if what == "data":
         from uturn.data import catalog
 
-        entries: dict[str, Callable[..., Any]] = catalog.CATALOG
-    elif what == "metrics":
+        return _summaries(catalog.CATALOG)
+    if what == "metrics":
         from uturn.retrieval import metrics
 
-        entries = metrics.METRICS
-    else:
-        from uturn.attacks import presets
+        return _summaries(metrics.METRICS)
+    from uturn.attacks import presets
 
-        entries = presets.PRESETS
+    worst = f"Sweeps only: the per-query worst of {', '.join(presets.MEMBERS)}."
+    return {**_summaries(presets.PRESETS), presets.WORST: worst}
+
+
+def _summaries(entries: dict[str, Callable[..., Any]]) -> dict[str, str]:
     return {name: (inspect.getdoc(e) or "").partition("\n")[0] for name, e in entries.items()}

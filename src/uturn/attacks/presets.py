@@ -102,6 +102,12 @@ PRESETS: dict[str, Callable[..., Attack]] = {
 }
 
 
+WORST = "worst"
+MEMBERS = ("odfa:steps=20", "uturn:steps=20", "uturn:steps=50", "momentum:steps=20", "sma:steps=20")
+"""What `WORST` takes the worst of, per query. Fixed, free of parameters, and without need of a
+classifier, so that worst cases of different victims can be compared."""
+
+
 def load_attack(spec: str, *, eps: float) -> Attack:
     """Build an attack from a spec such as ``odfa`` or ``odfa:steps=20,start=clean``.
 

@@ -34,9 +34,9 @@ def measure(job: Job, query: str, clean: Picture, scored: Picture) -> tuple[int,
 
 
 def _allowed(job: Job, change: npt.NDArray[np.int16]) -> bool:
-    if job.attack is None:
+    threat = job.threat
+    if threat is None:
         return not change.any()
-    threat = job.attack.threat
     delta = torch.from_numpy(change).permute(2, 0, 1)[None].float()  # (1, 3, H, W), levels
     return bool(threat.allows(threat.size(delta)))
 

@@ -9,7 +9,8 @@ from typing import Any, final
 
 from uturn import specs
 from uturn.attacks.loop import Attack
-from uturn.attacks.presets import load_attack
+from uturn.attacks.presets import MEMBERS, WORST, load_attack
+from uturn.attacks.threats import Threat
 from uturn.errors import ArgumentError
 from uturn.retrieval.metrics import CONVENTIONS
 
@@ -19,24 +20,42 @@ CLEAN = "clean"
 @final
 @dataclass(frozen=True)
 class Job:
-    """One row of the result table: an attack at an ε, or the clean queries (ε = 0)."""
+    """One row of the result table: the clean queries (ε = 0), an attack at an ε, or the worst.
+
+    The worst has ``members`` in place of an attack: per query it takes the member's picture
+    that the ranking suffers most from.
+    """
 
     name: str
     eps: float
     attack: Attack | None = None
+    members: tuple[Job, ...] = ()
+
+    @property
+    def threat(self) -> Threat | None:
+        """What its pictures may differ by from the clean ones; None: by nothing."""
+        if self.members:
+            return self.members[0].threat
+        return None if self.attack is None else self.attack.threat
 
     @property
     def folder(self) -> str:
         """Where its pictures lie below ``images/``."""
-        if self.attack is None:
+        if self.eps == 0:
             return CLEAN
         name = re.sub(r"[^\w.=-]", "_", self.name)
         return f"{name}/eps{self.eps}"
 
     @property
     def gradients(self) -> int:
-        """Gradients per query."""
-        return 0 if self.attack is None else self.attack.steps * len(self.attack.views)
+        """Gradients per query, those of the members included."""
+        own = 0 if self.attack is None else self.attack.steps * len(self.attack.views)
+        return own + sum(member.gradients for member in self.members)
+
+    @property
+    def work(self) -> int:
+        """Passes through the victim that this job itself makes per query."""
+        return 1 + (0 if self.members else self.gradients)
 
 
 @final
@@ -72,14 +91,29 @@ class Plan:
         list(self.jobs())  # an unknown attack or an impossible ε fails here, not in an hour
 
     def jobs(self) -> Iterator[Job]:
-        """The clean queries first, then every attack at every ε."""
+        """The clean queries first, then every attack at every ε; what ``worst`` needs before it."""
         yield Job(CLEAN, 0)
-        for name in self.attacks:
+        for name in self._names():
             for eps in self.eps:
-                yield Job(name, eps, load_attack(name, eps=eps))
+                if name == WORST:
+                    members = tuple(Job(m, eps, load_attack(m, eps=eps)) for m in MEMBERS)
+                    yield Job(WORST, eps, members=members)
+                else:
+                    yield Job(name, eps, load_attack(name, eps=eps))
+
+    def _names(self) -> list[str]:
+        """The attacks, each once, with the members of ``worst`` before it."""
+        wanted = [
+            n for name in self.attacks for n in ((*MEMBERS, name) if name == WORST else (name,))
+        ]
+        return list(dict.fromkeys(wanted))
 
     def configuration(self) -> dict[str, Any]:
         """The plan as JSON holds it, with every attack spelled out."""
-        spelled = {f"{job.name} eps={job.eps}": repr(job.attack) for job in self.jobs()}
+        spelled = {
+            f"{job.name} eps={job.eps}": repr(job.attack or [member.name for member in job.members])
+            for job in self.jobs()
+            if job.eps
+        }
         plan = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {**plan, "jobs": spelled}

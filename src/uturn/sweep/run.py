@@ -151,7 +151,7 @@ class _Sweep:
         ]
 
         def work(jobs: list[Job], batch: range) -> int:  # a forward pass beside the gradients
-            return sum(job.gradients + 1 for job in jobs) * len(batch)
+            return sum(job.work for job in jobs) * len(batch)
 
         total = sum(work(jobs, batch) for batch in batches)
         done = total - sum(map(work, todo, batches))
@@ -164,7 +164,7 @@ class _Sweep:
                     shown.set_postfix_str(
                         f"{job.name} ε={job.eps}" if job.eps else CLEAN, refresh=False
                     )
-                    self.folder.add_part(job, number, self._part(job, queries))
+                    self.folder.add_part(job, number, self._part(job, number, queries))
                     shown.update(work([job], batch))
 
     def _load(self, batch: range) -> _Queries:
@@ -187,7 +187,9 @@ class _Sweep:
         paths = [self.folder.picture(job, name) for name in names]
         threaded(encode, paths, [to_picture(image) for image in images])
 
-    def _part(self, job: Job, queries: _Queries) -> dict[str, Any]:
+    def _part(self, job: Job, batch: int, queries: _Queries) -> dict[str, Any]:
+        if job.members:
+            return self._worst(job, batch, queries)
         seconds = 0.0
         if job.attack is not None:
             names, seed = queries.pictures.names, self.plan.seed
@@ -195,6 +197,29 @@ class _Sweep:
             self._write(job, names, found.images)
             seconds = found.seconds
         return {"seconds": seconds, **self._score(job, queries)}
+
+    def _worst(self, job: Job, batch: int, queries: _Queries) -> dict[str, Any]:
+        """Per query the member's picture that is worst for the ranking, scored again.
+
+        Worst is the latest first match, and among equals the least average precision. The
+        average precision that is reported is the least of any member, so that no number of
+        this row is ever better than a member's.
+        """
+        parts = [self.folder.part(member, batch) for member in job.members]
+        chosen, least = [], []
+        for name, *rows in zip(
+            queries.pictures.names, *(part["rows"] for part in parts), strict=True
+        ):
+            damage = [(row["first_match_rank"] or 0, -(row["ap"] or 0.0)) for row in rows]
+            member = job.members[damage.index(max(damage))]
+            chosen.append(decode(self.folder.picture(member, name)))
+            least.append(None if rows[0]["ap"] is None else min(row["ap"] for row in rows))
+        paths = [self.folder.picture(job, name) for name in queries.pictures.names]
+        threaded(encode, paths, chosen)
+        part = self._score(job, queries)
+        for row, precision in zip(part["rows"], least, strict=True):
+            row["ap"] = precision
+        return {"seconds": sum(part["seconds"] for part in parts), **part}
 
     def _score(self, job: Job, queries: _Queries) -> dict[str, Any]:
         """Score the pictures on disk: certify, embed, rank."""
