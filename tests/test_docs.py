@@ -20,7 +20,7 @@ from uturn.attacks.loop import Attack
 from uturn.cli import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/attacks.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/attacks.md", "docs/uturn.md")
 
 
 def blocks(page: str, language: str) -> list[str]:

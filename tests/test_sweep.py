@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import write_market
+from uturn import load_data, load_victim
 from uturn.attacks import load_attack
 from uturn.attacks.presets import MEMBERS
+from uturn.data.folder import replace_queries
 from uturn.data.pictures import decode, encode
 from uturn.errors import ArgumentError, BudgetError, RunFolderError, SpecError
+from uturn.report import html
+from uturn.report.text import table
+from uturn.retrieval.evaluate import evaluate
 from uturn.sweep import Plan, run
+from uturn.sweep.channels import CHANNELS
 from uturn.sweep.checks import measure
 from uturn.sweep.plan import Job
 from uturn.sweep.store import RunFolder
@@ -215,6 +222,43 @@ def test_the_worst_is_never_better_than_any_member(tmp_path: Path) -> None:
     for key in ("recall@1", "recall@5", "recall@10", "map"):
         assert table["worst"][key] <= min(table[name][key] for name in MEMBERS)
     assert table["worst"]["gradients"] == sum(table[name]["gradients"] for name in MEMBERS)
+
+
+# -- what survives -------------------------------------------------------------------------------
+
+
+def test_survival_is_scored_from_the_coded_picture(tmp_path: Path) -> None:
+    """Each channel's column equals an evaluation of the pictures that were put through it."""
+    out = tmp_path / "run"
+    channels = tuple(CHANNELS)
+    run(plan(attacks=("odfa",), eps=(8,), survive=channels), out, progress=False)
+    results = rows(out)
+    assert [set(row["survive"]) for row in results] == [set(channels)] * 2
+    for channel in channels:
+        folder = tmp_path / channel
+        for picture in (out / "images/odfa/eps8").glob("*.png"):
+            encode(folder / picture.name, CHANNELS[channel](decode(picture)))
+        split = load_data("glyphs")
+        again = replace(split, query=replace_queries(split.query, folder))
+        values = evaluate(load_victim("glyph_net"), again, progress=False)
+        assert results[1]["survive"][channel]["recall@1"] == pytest.approx(values["recall@1"])
+        assert results[1]["survive"][channel]["map"] == pytest.approx(
+            values["map (plain)"], abs=1e-5
+        )
+    columns = pq.read_table(out / "queries.parquet").column_names
+    assert {"ap|jpeg75", "first_match_rank|resize"} <= set(columns)
+    assert "R@1 jpeg75" in table(results)
+    assert "R@1 jpeg75" in html.write(out).read_text(encoding="utf-8")
+
+
+def test_channels_change_little_and_keep_the_size() -> None:
+    picture = load_data("glyphs").query.read(0)[:27, :30]
+    for channel in CHANNELS.values():
+        seen = channel(picture)
+        assert seen.shape == picture.shape
+        assert 0 < np.abs(seen.astype(int) - picture).mean() < 25
+    with pytest.raises(SpecError, match="jpeg75, jpeg95, resize"):
+        plan(survive=("webp",))
 
 
 # -- kill and resume -----------------------------------------------------------------------------

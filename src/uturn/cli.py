@@ -120,6 +120,11 @@ def demo(out: Path, quiet: bool) -> None:
 )
 @INDEX
 @click.option(
+    "--survive",
+    default="",
+    help="Score again after channels, comma-separated: jpeg95, jpeg75, resize (half and back).",
+)
+@click.option(
     "--batch-size",
     default=32,
     show_default=True,
@@ -129,12 +134,13 @@ def demo(out: Path, quiet: bool) -> None:
 @DEVICE
 @QUIET
 @_plainly
-def sweep(out: Path, quiet: bool, attacks: str, **options: Any) -> None:
+def sweep(out: Path, quiet: bool, attacks: str, survive: str, **options: Any) -> None:
     """Attack a victim at every ε and write a run folder with table, pictures and report.
 
     The same command on the same --out resumes a run that was stopped.
     """
-    _sweep(out, quiet, attacks=tuple(split_list(attacks)), **options)
+    channels = tuple(split_list(survive))
+    _sweep(out, quiet, attacks=tuple(split_list(attacks)), survive=channels, **options)
 
 
 def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:

@@ -71,6 +71,7 @@ def _render(run: Path) -> str:
         clean=clean,
         rows=rows,
         strongest=strongest,
+        channels=[f"R@1 {channel}" for channel in clean["survive"]],
         worst=[row for row in attacked if row["attack"] == strongest],
         curves=[Markup(_curve(key, title, rows, names, styles)) for key, title in CURVES],
         cosine=Markup(_cosine(attacked, names, styles)),

@@ -20,9 +20,14 @@ _COLUMNS = (
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of ``results.json`` under one heading, numbers aligned."""
-    cells = [[title for title, _ in _COLUMNS]]
-    cells += [[_cell(row, key) for _, key in _COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
+    channels = list(rows[0].get("survive") or ())
+    cells = [[title for title, _ in _COLUMNS] + [f"R@1 {channel}" for channel in channels]]
+    cells += [
+        [_cell(row, key) for _, key in _COLUMNS]
+        + [_cell(row["survive"][channel], "recall@1") for channel in channels]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
             c.ljust(w) if i == 0 else c.rjust(w)

@@ -13,6 +13,7 @@ from uturn.attacks.presets import MEMBERS, WORST, load_attack
 from uturn.attacks.threats import Threat
 from uturn.errors import ArgumentError
 from uturn.retrieval.metrics import CONVENTIONS
+from uturn.sweep.channels import CHANNELS
 
 CLEAN = "clean"
 
@@ -75,11 +76,15 @@ class Plan:
     seed: int = 0
     convention: str = "plain"
     index: str = "exact"
+    survive: tuple[str, ...] = ()
+    """Channels (`uturn.sweep.channels`) after which every picture is scored once more."""
     batch_size: int = 32
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         specs.choose("convention", self.convention, CONVENTIONS)
+        for channel in self.survive:
+            specs.choose("channel", channel, CHANNELS)
         # Ascending whole numbers are ints: one way to write a plan, one folder per ε.
         levels = sorted(int(eps) if float(eps).is_integer() else float(eps) for eps in self.eps)
         object.__setattr__(self, "eps", tuple(levels))

@@ -29,6 +29,7 @@ from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import TIES
 from uturn.retrieval.system import RetrievalSystem, chunks, extract, extract_pictures
 from uturn.sweep import checks
+from uturn.sweep.channels import CHANNELS
 from uturn.sweep.plan import CLEAN, Job, Plan
 from uturn.sweep.store import Row, RunFolder
 from uturn.types import Scene
@@ -201,24 +202,25 @@ class _Sweep:
     def _worst(self, job: Job, batch: int, queries: _Queries) -> dict[str, Any]:
         """Per query the member's picture that is worst for the ranking, scored again.
 
-        Worst is the latest first match, and among equals the least average precision. The
-        average precision that is reported is the least of any member, so that no number of
-        this row is ever better than a member's.
+        Worst is the latest first match, and among equals the least average precision. What is
+        reported is the worst of any member by each measure, so that no number of this row is
+        ever better than a member's.
         """
         parts = [self.folder.part(member, batch) for member in job.members]
-        chosen, least = [], []
-        for name, *rows in zip(
-            queries.pictures.names, *(part["rows"] for part in parts), strict=True
-        ):
+        by_query = list(zip(*(part["rows"] for part in parts), strict=True))
+        chosen = []
+        for rows in by_query:
             damage = [(row["first_match_rank"] or 0, -(row["ap"] or 0.0)) for row in rows]
             member = job.members[damage.index(max(damage))]
-            chosen.append(decode(self.folder.picture(member, name)))
-            least.append(None if rows[0]["ap"] is None else min(row["ap"] for row in rows))
+            chosen.append(decode(self.folder.picture(member, rows[0]["query"])))
         paths = [self.folder.picture(job, name) for name in queries.pictures.names]
         threaded(encode, paths, chosen)
         part = self._score(job, queries)
-        for row, precision in zip(part["rows"], least, strict=True):
-            row["ap"] = precision
+        for worst, rows in zip(part["rows"], by_query, strict=True):
+            for key in worst:
+                if worst[key] is not None and key.startswith(("ap", "first_match_rank")):
+                    extreme = min if key.startswith("ap") else max
+                    worst[key] = extreme(row[key] for row in rows)
         return {"seconds": sum(part["seconds"] for part in parts), **part}
 
     def _score(self, job: Job, queries: _Queries) -> dict[str, Any]:
@@ -230,26 +232,37 @@ class _Sweep:
         ]
         labels = Labels.of(queries.pictures, self.victim.device)
         features = extract(self.victim, self.victim.grid(scored))
-        ranking = self.system.rank(features, labels)
-        first = metrics.first_match(ranking).tolist()
-        precision = metrics.average_precision(ranking, self.plan.convention).tolist()
+        columns = self._ranks(features, labels)
+        for channel in self.plan.survive:
+            seen = self.victim.grid(threaded(CHANNELS[channel], scored))
+            ranks = self._ranks(extract(self.victim, seen), labels)
+            columns |= {f"{key}|{channel}": ranks[key] for key in ("first_match_rank", "ap")}
         cosine = F.cosine_similarity(features, queries.features).tolist()
         rows = [
             {
                 "query": name,
                 "identity": int(queries.pictures.identities[n]),
                 "camera": int(queries.pictures.cameras[n]),
-                "first_match_rank": None if math.isnan(first[n]) else int(first[n]),
-                "ap": None if math.isnan(precision[n]) else precision[n],
                 "cosine_to_clean": cosine[n],
                 "linf_levels": sizes[n][0],
                 "l2": sizes[n][1],
-                "matches": int(ranking.matches[n]),
-                "tied": bool(ranking.tied[n]),
+                **{key: values[n] for key, values in columns.items()},
             }
             for n, name in enumerate(names)
         ]
         return {"rows": rows, "answers": self._answers(queries, features, labels)}
+
+    def _ranks(self, features: Tensor, labels: Labels) -> dict[str, list[Any]]:
+        """Columns of per-query values; None where a query has no relevant item."""
+        ranking = self.system.rank(features, labels)
+        first = metrics.first_match(ranking).tolist()
+        precision = metrics.average_precision(ranking, self.plan.convention).tolist()
+        return {
+            "first_match_rank": [None if math.isnan(rank) else int(rank) for rank in first],
+            "ap": [None if math.isnan(value) else value for value in precision],
+            "matches": ranking.matches.tolist(),
+            "tied": ranking.tied.tolist(),
+        }
 
     def _answers(self, queries: _Queries, features: Tensor, labels: Labels) -> list[Row]:
         """The first ranks of the queries that the report shows."""
@@ -304,11 +317,15 @@ class _Sweep:
         def column(key: str) -> Column:
             return np.array([row[key] for row in rows], dtype=np.float64)  # None → NaN
 
-        first, identities = column("first_match_rank"), column("identity").astype(np.int64)
-        values = {
-            f"recall@{k}": np.where(np.isnan(first), np.nan, first <= k) for k in metrics.RECALLS
-        }
-        values["map"] = column("ap")
+        def values(suffix: str = "") -> dict[str, Column]:
+            first = column(f"first_match_rank{suffix}")
+            hit = {
+                f"recall@{k}": np.where(np.isnan(first), np.nan, first <= k)
+                for k in metrics.RECALLS
+            }
+            return {**hit, "map": column(f"ap{suffix}")}
+
+        identities = column("identity").astype(np.int64)
         return {
             "attack": job.name,
             "eps": job.eps,
@@ -317,11 +334,15 @@ class _Sweep:
             "queries": len(rows),
             "convention": self.plan.convention,
             "index": str(self.system.index),
-            **{name: _mean(value) for name, value in values.items()},
+            **{name: _mean(value) for name, value in values().items()},
             "cosine": float(column("cosine_to_clean").mean()),
             "ci95": {
                 name: identity_bootstrap(value, identities, self.plan.seed)
-                for name, value in values.items()
+                for name, value in values().items()
+            },
+            "survive": {
+                channel: {name: _mean(value) for name, value in values(f"|{channel}").items()}
+                for channel in self.plan.survive
             },
             "gradients": job.gradients,
             "seconds": round(seconds, 3),
