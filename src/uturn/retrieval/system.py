@@ -10,7 +10,6 @@ from torch import Tensor
 
 from uturn.data.pictures import Pictures
 from uturn.data.split import Split
-from uturn.parallel import threaded
 from uturn.retrieval.index import Index, build_index, top
 from uturn.retrieval.judge import Judge, Labels, judge_for
 from uturn.retrieval.ranking import Ranking, rank
@@ -77,8 +76,7 @@ def extract(victim: Victim, images: Tensor) -> Tensor:
 
 def extract_pictures(victim: Victim, pictures: Pictures, part: range) -> Tensor:
     """Decode the pictures of ``part``, put them on the victim's grid, and extract: ``(n, D)``."""
-    fit = victim.preprocessing.fit
-    return extract(victim, victim.grid(threaded(lambda i: fit(pictures.read(i)), part)))
+    return extract(victim, victim.grid(map(pictures.read, part)))
 
 
 def chunks(total: int, size: int = 256) -> list[range]:

@@ -171,11 +171,9 @@ class _Sweep:
     def _load(self, batch: range) -> _Queries:
         """Decode a batch of queries and write the clean ones, which everything is held against."""
         pictures = self.split.query.subset(np.array(batch))
-        fit = self.victim.preprocessing.fit
-        read = threaded(lambda i: fit(pictures.read(i)), range(len(pictures)))
-        images = self.victim.grid(read)
+        images = self.victim.grid(map(pictures.read, range(len(pictures))))
         self._write(Job(CLEAN, 0), pictures.names, images)
-        clean = [decode(self.folder.picture(Job(CLEAN, 0), name)) for name in pictures.names]
+        clean = threaded(decode, [self.folder.picture(Job(CLEAN, 0), n) for n in pictures.names])
         return _Queries(
             pictures,
             images,
