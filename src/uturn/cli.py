@@ -28,6 +28,13 @@ INDEX = click.option(
     show_default=True,
     help="exact:cosine or exact:euclidean; exact is what the victim was published with.",
 )
+BATCH = click.option(
+    "--batch-size",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pictures attacked at a time.",
+)
 QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
@@ -124,13 +131,7 @@ def demo(out: Path, quiet: bool) -> None:
     default="",
     help="Score again after channels, comma-separated: jpeg95, jpeg75, resize (half and back).",
 )
-@click.option(
-    "--batch-size",
-    default=32,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Queries attacked at a time.",
-)
+@BATCH
 @DEVICE
 @QUIET
 @_plainly
@@ -168,13 +169,7 @@ def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
 @click.option("--eps", type=float, required=True, help="Largest change of a value, in levels.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the PNGs.")
 @click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
-@click.option(
-    "--batch-size",
-    default=32,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Pictures attacked at a time.",
-)
+@BATCH
 @DEVICE
 @_plainly
 def attack(

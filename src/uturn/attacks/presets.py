@@ -22,13 +22,13 @@ from uturn.attacks.steps import Adam, Linear, Momentum, Sign, chain
 from uturn.attacks.threats import LInf
 
 
-def iterations(eps: float) -> int:
-    """The paper's number of steps: T(ε) = round(min(ε + 4, 1.25 ε)), at least 1.
+def iterations(eps: float, steps: int | None = None) -> int:
+    """``steps``, or the paper's number of them: T(ε) = round(min(ε + 4, 1.25 ε)), at least 1.
 
     >>> [iterations(eps) for eps in (2, 4, 8, 12, 16)]
     [2, 5, 10, 15, 20]
     """
-    return max(1, round(min(eps + 4, 1.25 * eps)))
+    return max(1, round(min(eps + 4, 1.25 * eps))) if steps is None else steps
 
 
 def fast(*, eps: float) -> Attack:
@@ -38,13 +38,13 @@ def fast(*, eps: float) -> Attack:
 
 def basic(*, eps: float, steps: int | None = None) -> Attack:
     """Basic iterative: steps of one level away from the predicted training class."""
-    T = iterations(eps) if steps is None else steps
+    T = iterations(eps, steps)
     return Attack(objective=AwayFromPredicted(), threat=LInf(eps), step=Sign(), steps=T)
 
 
 def least_likely(*, eps: float, steps: int | None = None) -> Attack:
     """Least likely: steps of one level towards the least likely training class."""
-    T = iterations(eps) if steps is None else steps
+    T = iterations(eps, steps)
     return Attack(objective=TowardsLeastLikely(), threat=LInf(eps), step=Sign(), steps=T)
 
 
@@ -53,19 +53,19 @@ def odfa(
 ) -> Attack:
     """U-turn (ODFA): steps of one level towards the opposite feature, from a ±1-level start."""
     J = OppositeDirection(target)
-    T = iterations(eps) if steps is None else steps
+    T = iterations(eps, steps)
     return Attack(objective=J, threat=LInf(eps), step=Sign(), steps=T, start=start)
 
 
 def label_smooth(*, eps: float, steps: int | None = None) -> Attack:
     """Label-smooth: steps of one level towards equal training classes."""
-    T = iterations(eps) if steps is None else steps
+    T = iterations(eps, steps)
     return Attack(objective=TowardsUniform(), threat=LInf(eps), step=Sign(), steps=T)
 
 
 def sma(*, eps: float, steps: int | None = None, start: Start = "sign") -> Attack:
     """Self metric attack: steps of one level away from the raw feature, from a ±1 start."""
-    J, T = AwayFromFeature(), iterations(eps) if steps is None else steps
+    J, T = AwayFromFeature(), iterations(eps, steps)
     return Attack(objective=J, threat=LInf(eps), step=Sign(), steps=T, start=start)
 
 
@@ -83,14 +83,14 @@ def tma(*, eps: float, steps: int = 100) -> Attack:
 
 def momentum(*, eps: float, steps: int | None = None, decay: float = 1.0) -> Attack:
     """U-turn with momentum (MI): gradients are accumulated before the sign is taken."""
-    J, T = OppositeDirection(), iterations(eps) if steps is None else steps
+    J, T = OppositeDirection(), iterations(eps, steps)
     step = chain(Momentum(decay), Sign())
     return Attack(objective=J, threat=LInf(eps), step=step, steps=T, start="sign")
 
 
 def uturn(*, eps: float, steps: int | None = None) -> Attack:
     """Improved U-turn: centred target, sizes falling from 2ε, more momentum the more steps."""
-    J, T = OppositeDirection(centre=1.0), iterations(eps) if steps is None else steps
+    J, T = OppositeDirection(centre=1.0), iterations(eps, steps)
     size = Linear(2 * eps, max(0.5, 2 * eps / max(T, 1)))
     step = chain(Momentum(min(0.5, T / 40)), Sign(size))
     return Attack(objective=J, threat=LInf(eps), step=step, steps=T, start="sign")

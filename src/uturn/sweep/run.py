@@ -6,6 +6,7 @@ What is scored is the PNG decoded again, never the tensor that an attack returne
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -172,7 +173,7 @@ class _Sweep:
         """Decode a batch of queries and write the clean ones, which everything is held against."""
         pictures = self.split.query.subset(np.array(batch))
         images = self.victim.grid(map(pictures.read, range(len(pictures))))
-        self._write(Job(CLEAN, 0), pictures.names, images)
+        self._write(Job(CLEAN, 0), pictures.names, map(to_picture, images))
         clean = threaded(decode, [self.folder.picture(Job(CLEAN, 0), n) for n in pictures.names])
         return _Queries(
             pictures,
@@ -182,9 +183,8 @@ class _Sweep:
             shown=sum(i < SHOWN for i in batch),
         )
 
-    def _write(self, job: Job, names: tuple[str, ...], images: Tensor) -> None:
-        paths = [self.folder.picture(job, name) for name in names]
-        threaded(encode, paths, [to_picture(image) for image in images])
+    def _write(self, job: Job, names: tuple[str, ...], pictures: Iterable[Picture]) -> None:
+        threaded(encode, [self.folder.picture(job, name) for name in names], pictures)
 
     def _part(self, job: Job, batch: int, queries: _Queries) -> dict[str, Any]:
         if job.members:
@@ -193,7 +193,7 @@ class _Sweep:
         if job.attack is not None:
             names, seed = queries.pictures.names, self.plan.seed
             found = job.attack(self.victim, queries.images, names=names, seed=seed)
-            self._write(job, names, found.images)
+            self._write(job, names, map(to_picture, found.images))
             seconds = found.seconds
         return {"seconds": seconds, **self._score(job, queries)}
 
@@ -211,8 +211,7 @@ class _Sweep:
             damage = [(row["first_match_rank"] or 0, -(row["ap"] or 0.0)) for row in rows]
             member = job.members[damage.index(max(damage))]
             chosen.append(decode(self.folder.picture(member, rows[0]["query"])))
-        paths = [self.folder.picture(job, name) for name in queries.pictures.names]
-        threaded(encode, paths, chosen)
+        self._write(job, queries.pictures.names, chosen)
         part = self._score(job, queries)
         for worst, rows in zip(part["rows"], by_query, strict=True):
             for key in worst:
@@ -323,7 +322,7 @@ class _Sweep:
             }
             return {**hit, "map": column(f"ap{suffix}")}
 
-        identities = column("identity").astype(np.int64)
+        identities, measured = column("identity").astype(np.int64), values()
         return {
             "attack": job.name,
             "eps": job.eps,
@@ -332,11 +331,11 @@ class _Sweep:
             "queries": len(rows),
             "convention": self.plan.convention,
             "index": str(self.system.index),
-            **{name: _mean(value) for name, value in values().items()},
+            **{name: _mean(value) for name, value in measured.items()},
             "cosine": float(column("cosine_to_clean").mean()),
             "ci95": {
                 name: identity_bootstrap(value, identities, self.plan.seed)
-                for name, value in values().items()
+                for name, value in measured.items()
             },
             "survive": {
                 channel: {name: _mean(value) for name, value in values(f"|{channel}").items()}
