@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
@@ -44,6 +45,10 @@ class Scene:
 
     same: Tensor | None = None
     """Raw features ``(B, M, D)`` of known pictures of the same identity."""
+
+    lost: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Asks the ranking: uint8 pictures ``(n, 3, H, W)`` in the place of queries number ``which``
+    ``(n,)`` of the batch → ``(n,)`` booleans, whether each lost its first match."""
 
 
 @final

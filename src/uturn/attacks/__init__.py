@@ -1,33 +1,51 @@
-"""Attacks: objective × threat × step × views."""
+"""Attacks: objective × threat × step × views, and a few that own their loop."""
 
 from uturn.attacks.loop import Attack
 from uturn.attacks.presets import (
     PRESETS,
+    apgd,
     basic,
+    ca_minus,
+    ca_plus,
     fast,
+    fna,
     label_smooth,
     least_likely,
     load_attack,
+    minimal,
     momentum,
+    noise,
     odfa,
     pire,
+    qa_minus,
+    qa_plus,
     sma,
     tma,
+    universal,
     uturn,
 )
 
 __all__ = [
     "PRESETS",
     "Attack",
+    "apgd",
     "basic",
+    "ca_minus",
+    "ca_plus",
     "fast",
+    "fna",
     "label_smooth",
     "least_likely",
     "load_attack",
+    "minimal",
     "momentum",
+    "noise",
     "odfa",
     "pire",
+    "qa_minus",
+    "qa_plus",
     "sma",
     "tma",
+    "universal",
     "uturn",
 ]

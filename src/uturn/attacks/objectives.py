@@ -1,10 +1,14 @@
-"""Objectives: what hurts the victim, one number per picture, larger = worse for the victim."""
+"""Objectives: what hurts the victim, one number per picture, larger = worse for the victim.
+
+Features are looked at part by part, ``(B, P, D)``: P = 1 for a global feature, P = 6 for PCB.
+Every part is pushed, and the mean over the parts is what is climbed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, final
+from typing import ClassVar, Literal, Protocol, final
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +25,17 @@ Loss = Callable[[Pixels], Tensor]
 
 
 class Objective(Protocol):
-    """A frozen value; ``bind`` looks at the clean pictures once and returns what to climb."""
+    """A frozen value; ``bind`` looks at the clean pictures once and returns what to climb.
+
+    One that cannot do without a field of the scene names it in ``needs`` (see `needs`).
+    """
 
     def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss: ...
+
+
+def needs(objective: Objective | None) -> tuple[str, ...]:
+    """The fields of the `Scene` that ``objective`` cannot do without."""
+    return tuple(getattr(objective, "needs", ()))
 
 
 @final
@@ -51,13 +63,13 @@ class OppositeDirection:
     centre: float = 0.0
 
     def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
-        feature = victim.embed if self.target == "unit" else victim.features
+        feature = _feature(victim, self.target)
         with torch.no_grad():
-            own = feature(clean)  # (B, D)
-            opposite = self.centre * own.mean(1, keepdim=True) - own
+            own = feature(clean)  # (B, P, D)
+            opposite = self.centre * own.mean(2, keepdim=True) - own
             if self.target == "unit":
-                opposite = F.normalize(opposite, dim=1)
-        return lambda pixels: -(feature(pixels) - opposite).square().sum(1)
+                opposite = F.normalize(opposite, dim=2)
+        return lambda pixels: -(feature(pixels) - opposite).square().sum(2).mean(1)
 
 
 @final
@@ -77,10 +89,10 @@ class AwayFromFeature:
     target: Target = "raw"
 
     def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
-        feature = victim.embed if self.target == "unit" else victim.features
+        feature = _feature(victim, self.target)
         with torch.no_grad():
-            own = feature(clean)  # (B, D)
-        return lambda pixels: (feature(pixels) - own).square().sum(1)
+            own = feature(clean)  # (B, P, D)
+        return lambda pixels: (feature(pixels) - own).square().sum(2).mean(1)
 
 
 @final
@@ -135,15 +147,18 @@ class TowardsTarget:
     descriptor loss).
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("targets",)
+
     def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
         if scene.targets is None or len(scene.targets) != len(clean):
             raise ArgumentError(
                 f"this attack needs one target picture per query: pass "
                 f"Scene(targets=…) with {len(clean)} pictures"
             )
+        feature = _feature(victim, "unit")
         with torch.no_grad():
-            target = victim.embed(scene.targets)  # (B, D)
-        return lambda pixels: (victim.embed(pixels) * target).sum(1)
+            target = feature(scene.targets)  # (B, P, D)
+        return lambda pixels: (feature(pixels) * target).sum(2).mean(1)
 
 
 @final
@@ -158,6 +173,7 @@ class MoveCandidates:
     Source: Zhou et al., "Adversarial Ranking Attack and Defense", ECCV 2020 (QA+, QA−).
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("candidates", "others")
     up: bool
 
     def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
@@ -185,6 +201,7 @@ class MoveInRankings:
     Source: Zhou et al., "Adversarial Ranking Attack and Defense", ECCV 2020 (CA+, CA−).
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("queries", "others")
     up: bool
 
     def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
@@ -210,9 +227,44 @@ class AwayFromKnown:
     Source: Bouniot et al., CVPR-W 2020 (FNA).
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("same",)
+
     def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
         same = _unit(scene.same, "same", len(clean))
         return lambda pixels: -(same @ victim.embed(pixels)[:, :, None]).mean((1, 2))
+
+
+@final
+@dataclass(frozen=True)
+class AtScales:
+    """Another objective with the victim at each of ``scales`` on its own: the mean of the losses.
+
+    ``(1.0,)`` attacks a victim that averages over scales as if it looked at one only; several
+    are the paper's multi-scale query. Without this, the gradient goes through the victim's own
+    averaging of embeddings, which is the stronger attack if its scales are known.
+
+    Source: Zheng et al., IJCV 2022 (multi-scale query).
+    """
+
+    objective: Objective
+    scales: tuple[float, ...]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return needs(self.objective)
+
+    def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
+        losses = [
+            self.objective.bind(victim.at_scales((scale,)), clean, scene) for scale in self.scales
+        ]
+        return lambda pixels: torch.stack([loss(pixels) for loss in losses]).mean(0)
+
+
+def _feature(victim: Victim, target: Target) -> Callable[[Pixels], Tensor]:
+    """Pixels → features by parts ``(B, P, D)``, of unit length each or raw."""
+    if target == "raw":
+        return victim.parts
+    return lambda pixels: F.normalize(victim.parts(pixels), dim=2)
 
 
 def _unit(features: Tensor | None, name: str, batch: int) -> Tensor:

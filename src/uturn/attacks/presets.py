@@ -6,20 +6,35 @@ Its name here, on the command line and in a result row is the same.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 from uturn import specs
-from uturn.attacks.loop import Attack, Start
+from uturn.attacks.loop import Attack
+from uturn.attacks.minimal import Minimal
 from uturn.attacks.objectives import (
+    AtScales,
     AwayFromFeature,
+    AwayFromKnown,
     AwayFromPredicted,
+    MoveCandidates,
+    MoveInRankings,
     OppositeDirection,
     Target,
     TowardsLeastLikely,
     TowardsTarget,
     TowardsUniform,
 )
+from uturn.attacks.paper import PAPER
+from uturn.attacks.problem import Attacker, Start
+from uturn.attacks.search import Search
 from uturn.attacks.steps import Adam, Linear, Momentum, Sign, chain
 from uturn.attacks.threats import LInf
+from uturn.attacks.universal import RandomSigns, Universal
+from uturn.attacks.universal import read as read_universal
+from uturn.attacks.views import VIEWS
+from uturn.errors import SpecError
 
 
 def iterations(eps: float, steps: int | None = None) -> int:
@@ -96,25 +111,125 @@ def uturn(*, eps: float, steps: int | None = None) -> Attack:
     return Attack(objective=J, threat=LInf(eps), step=step, steps=T, start="sign")
 
 
-PRESETS: dict[str, Callable[..., Attack]] = {
+def apgd(*, eps: float, steps: int = 50) -> Search:
+    """APGD on the centred U-turn: halves its step by itself, returns the best it met."""
+    J, threat, step = OppositeDirection(centre=1.0), LInf(eps), Sign(2 * eps)
+    return Search(attack=Attack(objective=J, threat=threat, step=step, steps=steps, start="sign"))
+
+
+def qa_plus(*, eps: float, steps: int = 50) -> Attack:
+    """QA+: change the query so that chosen gallery items rise in its ranking."""
+    step = chain(Momentum(0.5), Sign(Linear(eps / 2, 0.5)))
+    return Attack(objective=MoveCandidates(up=True), threat=LInf(eps), step=step, steps=steps)
+
+
+def qa_minus(*, eps: float, steps: int = 50) -> Attack:
+    """QA−: change the query so that chosen gallery items fall in its ranking."""
+    step = chain(Momentum(0.5), Sign(Linear(eps / 2, 0.5)))
+    return Attack(objective=MoveCandidates(up=False), threat=LInf(eps), step=step, steps=steps)
+
+
+def ca_plus(*, eps: float, steps: int = 50) -> Attack:
+    """CA+: change a gallery picture so that it rises in the rankings of chosen queries."""
+    step = chain(Momentum(0.5), Sign(Linear(eps / 2, 0.5)))
+    return Attack(objective=MoveInRankings(up=True), threat=LInf(eps), step=step, steps=steps)
+
+
+def ca_minus(*, eps: float, steps: int = 50) -> Attack:
+    """CA−: change a gallery picture so that it falls in the rankings of chosen queries."""
+    step = chain(Momentum(0.5), Sign(Linear(eps / 2, 0.5)))
+    return Attack(objective=MoveInRankings(up=False), threat=LInf(eps), step=step, steps=steps)
+
+
+def fna(*, eps: float, steps: int | None = None) -> Attack:
+    """FNA: steps of one level away from known pictures of the same identity."""
+    J, T = AwayFromKnown(), iterations(eps, steps)
+    return Attack(objective=J, threat=LInf(eps), step=Sign(), steps=T)
+
+
+def minimal(*, eps: float, by: str = "uturn:steps=20") -> Minimal:
+    """The smallest whole ε, up to this one, at which a query loses its first match."""
+    return Minimal(ladder=tuple(load_attack(by, eps=e) for e in range(1, int(eps) + 1)))
+
+
+def universal(*, eps: float, file: str) -> Universal:
+    """One perturbation for all pictures, learned before by `uturn universal`."""
+    return read_universal(Path(file).expanduser(), eps)
+
+
+def noise(*, eps: float) -> RandomSigns:
+    """Chance: every value goes up or down by ε; what an attack must be better than."""
+    return RandomSigns(LInf(eps))
+
+
+PRESETS: dict[str, Callable[..., Attacker]] = {
     preset.__name__: preset
-    for preset in (fast, basic, least_likely, label_smooth, odfa, uturn, momentum, sma, pire, tma)
+    for preset in (
+        *(fast, basic, least_likely, label_smooth, odfa, uturn, momentum, sma, pire, apgd),
+        *(tma, qa_plus, qa_minus, ca_plus, ca_minus, fna, minimal, universal, noise),
+    )
 }
 
 
 WORST = "worst"
-MEMBERS = ("odfa:steps=20", "uturn:steps=20", "uturn:steps=50", "momentum:steps=20", "sma:steps=20")
+MEMBERS = (
+    "odfa:steps=20",
+    "uturn:steps=20",
+    "uturn:steps=50",
+    "uturn:steps=50,restart=1",
+    "apgd:steps=50",
+    "sma:steps=20",
+)
 """What `WORST` takes the worst of, per query. Fixed, free of parameters, and without need of a
 classifier, so that worst cases of different victims can be compared."""
 
+Mode = Literal["default", "paper"]
 
-def load_attack(spec: str, *, eps: float) -> Attack:
-    """Build an attack from a spec such as ``odfa`` or ``odfa:steps=20,start=clean``.
+ADJUSTMENTS = ("views", "scales", "restart")
+"""Options of every attack that climbs, whatever its preset."""
+
+
+def load_attack(spec: str, *, eps: float, mode: Mode = "default") -> Attacker:
+    """Build an attack from a spec such as ``odfa`` or ``odfa:steps=20,views=identity+jpeg75``.
+
+    Beside the preset's own options there are, for every attack that climbs, ``views=A+B``
+    (averages over `VIEWS`), ``scales=1+0.5`` (the victim at these scales one by one, see
+    `AtScales`) and ``restart=K`` (another random start). In the mode ``paper`` the names mean
+    the original implementation's attacks, which take no options.
 
     Raises:
         SpecError: unknown attack or option; the message lists the valid ones.
     """
     parsed = specs.Spec.parse(spec)
+    if mode == "paper":
+        original = PAPER[specs.choose("attack of the paper", parsed.name, PAPER)]
+        attack: Attacker = specs.call("attack of the paper", original, parsed, eps=eps)
+        return attack
     preset = PRESETS[specs.choose("attack", parsed.name, PRESETS)]
-    attack: Attack = specs.call("attack", preset, parsed, eps=eps)
+    wanted = {k: v for k, v in parsed.options.items() if k in ADJUSTMENTS}
+    options = {k: v for k, v in parsed.options.items() if k not in wanted}
+    attack = specs.call("attack", preset, replace(parsed, options=options), eps=eps)
+    return _adjusted(attack, spec, **wanted) if wanted else attack
+
+
+def _adjusted(
+    attack: Attacker, spec: str, views: str = "", scales: str = "", restart: str = ""
+) -> Attacker:
+    if isinstance(attack, Search):
+        inner = _adjusted(attack.attack, spec, views, scales, restart)
+        assert isinstance(inner, Attack)
+        return replace(attack, attack=inner)
+    if not isinstance(attack, Attack):
+        raise SpecError(f"{spec!r}: this attack does not climb; it has no {', '.join(ADJUSTMENTS)}")
+    if views:
+        named = [VIEWS[specs.choose("view", name, VIEWS)] for name in views.split("+")]
+        attack = replace(attack, views=tuple(view for group in named for view in group))
+    try:
+        if scales:
+            at = tuple(float(scale) for scale in scales.split("+"))
+            attack = replace(attack, objective=AtScales(attack.objective, at))
+        if restart:
+            attack = replace(attack, restart=int(restart))
+    except ValueError:
+        raise SpecError(f"{spec!r}: scales are numbers, 1+0.7071+0.5; restart is one") from None
     return attack

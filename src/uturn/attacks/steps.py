@@ -11,16 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uturn.errors import ArgumentError
 from uturn.types import Levels
 
 
 @final
 @dataclass(frozen=True)
 class Info:
-    """Where in the attack a step is: ``index`` of ``total``, from 0."""
+    """Where in the attack a step is, and what the loop knows beside the mean gradient."""
 
     index: int
     total: int
+    """Step ``index`` of ``total``, from 0."""
+
+    views: int = 1
+    first: Tensor | None = None
+    """The gradient is a mean over ``views``; that of the first view alone is ``first``."""
 
 
 class Step(Protocol):
@@ -146,6 +152,20 @@ class Adam:
         return _at(self.size, info) * direction, (first, second)
 
 
+@final
+@dataclass(frozen=True)
+class PerChannel:
+    """Multiply each channel's change, behind a step: ``chain(Sign(), PerChannel((…)))``."""
+
+    factors: tuple[float, float, float]
+
+    def init(self, delta: Levels) -> None:
+        return None
+
+    def update(self, grad: Tensor, state: None, info: Info) -> tuple[Tensor, None]:
+        return grad * grad.new_tensor(self.factors)[:, None, None], None
+
+
 # -- before it: which direction --------------------------------------------------------------------
 
 
@@ -171,6 +191,32 @@ class Momentum:
         unit = grad / mean.clamp_min(torch.finfo(grad.dtype).tiny)
         state = self.decay * state + unit
         return (self.decay * state + unit if self.nesterov else state), state
+
+
+@final
+@dataclass(frozen=True)
+class Variance:
+    """Steady the gradient by how it varied around the last iterate (VMI, VNI).
+
+    With the picture as the first view and ``Neighbour`` views behind it, ``g + v`` is passed
+    on, where ``g`` is the gradient of the first view and ``v`` the mean gradient of the others
+    less that of the first, both one step before.
+
+    Source: Wang and He, "Enhancing the Transferability of Adversarial Attacks through
+    Variance Tuning", CVPR 2021.
+    """
+
+    def init(self, delta: Levels) -> Tensor:
+        return torch.zeros_like(delta)
+
+    def update(self, grad: Tensor, state: Tensor, info: Info) -> tuple[Tensor, Tensor]:
+        if info.first is None or info.views < 2:
+            raise ArgumentError(
+                "Variance compares the first view with the others: give the attack "
+                "views=(Identity(), Neighbour(), …)"
+            )
+        others = (info.views * grad - info.first) / (info.views - 1)
+        return info.first + state, others - info.first
 
 
 @final

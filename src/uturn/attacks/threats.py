@@ -166,3 +166,53 @@ class Patch:
         rows = slice(self.top, self.top + self.height)
         mask[..., rows, self.left : self.left + self.width] = 1
         return mask
+
+
+STD = (0.229, 0.224, 0.225)
+_ONE_STD = 0.226
+
+
+@final
+@dataclass(frozen=True)
+class Whitened:
+    """The ball of the original U-turn code: ε steps of 1/(255 · 0.226) in whitened space.
+
+    ImageNet's standard deviations differ by channel, the step does not; so ε counts 1.0133,
+    0.9912 and 0.9956 levels of R, G and B. The result is truncated, not rounded, which takes
+    up to one more level off. With ``recentred`` the start is drawn within ε and the ball moves
+    there, so that its budget is 2 ε. For ``--mode paper`` only.
+
+    Source: the implementation that was published with Zheng et al., IJCV 2022.
+    """
+
+    eps: float
+    recentred: bool = False
+
+    def __post_init__(self) -> None:
+        LInf(self.eps)  # the same range
+
+    def project(self, delta: Levels, clean: Levels) -> Levels:
+        reach = self._ratio(delta) * self.eps * (2 if self.recentred else 1)
+        return (clean + delta.clamp(-reach, reach)).clamp(0, LEVELS) - clean
+
+    def round(self, delta: Levels, clean: Levels) -> Levels:
+        # The tolerance keeps whole numbers whole: 16 · 1.0133 − 0.2133 may be 15.9999.
+        return (self.project(delta, clean) + clean + 1e-3).floor() - clean
+
+    def sample(self, clean: Levels, rngs: list[np.random.Generator]) -> Levels:
+        shape = tuple(clean.shape[1:])
+        drawn = np.stack([2 * rng.random(shape) - 1 for rng in rngs])
+        return self.project(
+            torch.from_numpy(drawn).to(clean) * self.eps * self._ratio(clean), clean
+        )
+
+    def size(self, delta: Levels) -> Tensor:
+        return delta.abs().amax((1, 2, 3))
+
+    def allows(self, size: Tensor) -> Tensor:
+        reach = self.eps * (2 if self.recentred else 1)
+        return size <= reach * max(STD) / _ONE_STD + 1
+
+    @staticmethod
+    def _ratio(like: Tensor) -> Tensor:
+        return like.new_tensor(STD)[:, None, None] / _ONE_STD

@@ -79,6 +79,39 @@ class Noise:
 
 @final
 @dataclass(frozen=True)
+class Neighbour:
+    """A random picture no further than ``radius`` levels in any value.
+
+    Source: Wang and He, CVPR 2021, whose radius is 1.5 ε (see `steps.Variance`).
+    """
+
+    radius: float
+
+    def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
+        shape = tuple(pixels.shape[1:])
+        drawn = np.stack([2 * rng.random(shape, dtype=np.float32) - 1 for rng in draw])
+        return pixels + torch.from_numpy(drawn).to(pixels) * (self.radius / LEVELS)
+
+
+@final
+@dataclass(frozen=True)
+class Resample:
+    """Shrunk by ``factor`` and enlarged again, bilinearly: what thumbnails do to a picture."""
+
+    factor: float = 0.5
+
+    def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
+        whole = list(pixels.shape[-2:])
+        small = [max(1, int(side * self.factor)) for side in whole]
+        for size in (small, whole):
+            pixels = F.interpolate(
+                pixels, size, mode="bilinear", align_corners=False, antialias=True
+            )
+        return pixels
+
+
+@final
+@dataclass(frozen=True)
 class ResizePad:
     """Shrink by up to ``shrink``, put at a random place on a black ground (input diversity).
 
@@ -130,3 +163,16 @@ class Jpeg:
         quality = torch.full((len(pixels),), float(self.quality)).to(pixels)
         coded: Pixels = jpeg_codec_differentiable(whole, quality)
         return coded[..., :height, :width]
+
+
+VIEWS: dict[str, tuple[View, ...]] = {
+    "identity": (Identity(),),
+    "flip": (Flip(),),
+    "scales": SCALES,
+    "noise": (Noise(2.0),),
+    "pad": (ResizePad(),),
+    "resize": (Resample(),),
+    "jpeg95": (Jpeg(95),),
+    "jpeg75": (Jpeg(75),),
+}
+"""Views by the name that an attack spec uses: ``odfa:views=identity+jpeg75``."""

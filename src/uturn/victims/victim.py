@@ -6,8 +6,8 @@ The only place that resizes and normalises, so that an attacker always works in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, final, get_args
 
 import numpy as np
@@ -23,6 +23,9 @@ from uturn.types import LEVELS, Similarity
 _LARGEST = 4096
 
 Interpolation = Literal["bilinear", "bicubic"]
+
+At = Literal["model", "native"]
+"""Which picture is changed: the one on the victim's grid, or the one in the file."""
 
 
 @final
@@ -91,8 +94,9 @@ class Preprocessing:
 class Victim:
     """A frozen network behind pixels.
 
-    ``network`` maps normalised pictures ``(B, 3, H, W)`` to raw features ``(B, D)``;
-    ``classifier`` maps raw features to logits ``(B, C)`` over the *training* classes.
+    ``network`` maps normalised pictures ``(B, 3, H, W)`` to raw features ``(B, D)``, or to
+    ``(B, P, D)`` if it describes P parts of the picture; ``classifier`` maps these to logits
+    over the *training* classes, ``(B, C)`` or ``(B, P, C)``.
     Construction puts both into evaluation mode and freezes their parameters.
     """
 
@@ -102,11 +106,17 @@ class Victim:
     classifier: nn.Module | None = None
     similarity: Similarity = "cosine"
     """How the system that these weights were published with compares features."""
+    scales: tuple[float, ...] = (1.0,)
+    """The input sizes, relative to the preprocessing's, whose embeddings are averaged."""
     fingerprint: str = ""
     """A hash of the weights: it tells two victims of the same name apart."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self) -> None:
+        if not self.scales or not all(1 / 16 <= scale <= 4 for scale in self.scales):
+            raise ArgumentError(
+                f"scales must lie between 1/16 and 4 and be at least one, got {self.scales}"
+            )
         for module in (self.network, self.classifier):
             if module is not None:
                 module.eval().requires_grad_(False)
@@ -117,19 +127,38 @@ class Victim:
         height, width = self.preprocessing.size
         return f"Victim({self.name}, {height}×{width}, weights {self.fingerprint[:12] or '?'})"
 
+    def at_scales(self, scales: tuple[float, ...]) -> Victim:
+        """The same victim looking at its pictures at ``scales``."""
+        return self if scales == self.scales else replace(self, scales=scales)
+
+    def parts(self, pixels: Tensor) -> Tensor:
+        """Features by parts ``(B, P, D)`` of pixels ``(B, 3, H, W)`` in [0, 1], any H and W.
+
+        Raw at one scale; over several, the mean of each part's unit features.
+        """
+        seen = [self._look(pixels, scale) for scale in self.scales]
+        if len(seen) == 1:
+            return seen[0]
+        return torch.stack([F.normalize(parts, dim=2) for parts in seen]).mean(0)
+
     def features(self, pixels: Tensor) -> Tensor:
-        """Raw features ``(B, D)`` of pixels ``(B, 3, H, W)`` in [0, 1], any H and W."""
-        _check(pixels)
-        resized = self.preprocessing.resize(pixels.to(self.device))
-        features: Tensor = self.network(self.preprocessing.normalise(resized))
-        return features.float()
+        """Raw features ``(B, D)`` of pixels ``(B, 3, H, W)`` in [0, 1], any H and W.
+
+        Parts are put side by side, each of unit length, as PCB does; an average over several
+        scales has unit length too.
+        """
+        parts = self.parts(pixels)
+        if parts.shape[1] > 1:
+            parts = F.normalize(parts, dim=2)
+        features = parts.flatten(1)
+        return features if len(self.scales) == 1 else F.normalize(features, dim=1)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embeddings ``(B, D)``, unit norm, float32."""
         return F.normalize(self.features(pixels), dim=1)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Logits ``(B, C)`` over the training classes.
+        """Logits ``(B, C)`` over the training classes; means over parts and scales.
 
         Raises:
             ArgumentError: the victim has no classifier.
@@ -139,8 +168,24 @@ class Victim:
                 f"victim {self.name} has no classifier, so class-based attacks cannot be used; "
                 "load weights that include it, or use odfa, which needs features only"
             )
-        logits: Tensor = self.classifier(self.features(pixels))
-        return logits
+        logits = []
+        for scale in self.scales:
+            parts = self._look(pixels, scale)
+            found: Tensor = self.classifier(parts[:, 0] if parts.shape[1] == 1 else parts)
+            logits.append(found.mean(1) if found.ndim == 3 else found)
+        return torch.stack(logits).mean(0)
+
+    def _look(self, pixels: Tensor, scale: float) -> Tensor:
+        """What the network says at one scale: raw ``(B, P, D)``, float32."""
+        _check(pixels)
+        resized = self.preprocessing.resize(pixels.to(self.device))
+        if scale != 1:
+            size = [max(1, round(side * scale)) for side in self.preprocessing.size]
+            resized = F.interpolate(
+                resized, size, mode="bilinear", align_corners=False, antialias=True
+            )
+        found: Tensor = self.network(self.preprocessing.normalise(resized)).float()
+        return found[:, None] if found.ndim == 2 else found
 
     def grid(self, pictures: Iterable[Picture]) -> Tensor:
         """Decoded pictures on this victim's pixel grid: uint8 ``(B, 3, H, W)``.
@@ -148,6 +193,22 @@ class Victim:
         This is what an attack at the model's size changes and what its PNGs hold.
         """
         return self.preprocessing.grid(pictures)
+
+    def canvases(self, pictures: Sequence[Picture], at: At) -> list[tuple[list[int], Tensor]]:
+        """Decoded pictures as an attack changes them: which of them, and uint8 ``(n, 3, H, W)``.
+
+        At ``model`` size they are one batch on this victim's grid; at ``native`` size one per
+        size that occurs, and the victim's own resize stands between the change and the network.
+        """
+        if at == "model":
+            return [(list(range(len(pictures))), self.grid(pictures))]
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for position, picture in enumerate(pictures):
+            sizes.setdefault(picture.shape, []).append(position)
+        return [
+            (which, torch.from_numpy(np.stack([pictures[i] for i in which])).permute(0, 3, 1, 2))
+            for which in sizes.values()
+        ]
 
 
 def to_pixels(images: Tensor) -> Tensor:

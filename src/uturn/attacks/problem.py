@@ -1,0 +1,200 @@
+"""The problem: one batch of pictures under attack, and what every loop asks of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uturn.attacks.objectives import Loss, Objective
+from uturn.attacks.threats import Threat
+from uturn.attacks.views import Draw, View
+from uturn.errors import ArgumentError, BudgetError
+from uturn.rng import generator
+from uturn.types import LEVELS, Levels, Perturbation, Scene
+from uturn.victims.victim import Victim
+
+Start = Literal["clean", "sign", "sample"]
+"""At the clean picture, one level up or down in every value, or anywhere in the threat."""
+
+
+class Attacker(Protocol):
+    """Anything that changes pictures within a threat: `Attack`, or a loop of its own.
+
+    A frozen value whose ``repr`` is its whole configuration.
+    """
+
+    @property
+    def threat(self) -> Threat:
+        """What the changes are held to."""
+        ...
+
+    @property
+    def objective(self) -> Objective | None:
+        """What is climbed; None if nothing is (a perturbation that is there already)."""
+        ...
+
+    @property
+    def gradients(self) -> int:
+        """Gradients spent per picture, at the most."""
+        ...
+
+    def __call__(
+        self,
+        victim: Victim,
+        images: Tensor,
+        scene: Scene | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> Perturbation:
+        """Attack uint8 ``images`` ``(B, 3, H, W)``; each picture is on its own.
+
+        ``names`` key the randomness; without them the content of each picture does. The
+        result holds whole levels inside the threat, so an 8-bit lossless file keeps it.
+
+        Raises:
+            ArgumentError: wrong shape or type. BudgetError: the threat was left (a bug).
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Slope:
+    """The gradient at one change, means over the views."""
+
+    grad: Tensor
+    """With respect to pixels, ``(B, 3, H, W)``."""
+
+    value: Tensor
+    """The objective, ``(B,)``."""
+
+    first: Tensor
+    """``grad`` of the first view alone."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """A batch, bound: clean levels, the loss to climb, the threat, the views, the randomness."""
+
+    clean: Levels
+    loss: Loss
+    threat: Threat
+    views: tuple[View, ...]
+    names: Sequence[str]
+    seed: int
+    restart: int = 0
+    draw: Draw = field(init=False)
+    began: float = field(init=False, default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "draw", self._generators("views"))
+
+    def start(self, kind: Start) -> Levels:
+        """The change to begin with; what is random is drawn from (seed, name)."""
+        if kind == "clean":
+            return torch.zeros_like(self.clean)
+        rngs = self._generators("start")
+        if kind == "sample":
+            return self.threat.sample(self.clean, rngs)
+        shape = tuple(self.clean.shape[1:])
+        signs = np.stack([2 * rng.integers(0, 2, shape, dtype=np.int8) - 1 for rng in rngs])
+        return self.project(torch.from_numpy(signs).to(self.clean))
+
+    def project(self, delta: Levels) -> Levels:
+        """The nearest allowed change."""
+        return self.threat.project(delta, self.clean)
+
+    def slope(self, delta: Levels) -> Slope:
+        """The gradient at ``delta``; it costs one pass back per view."""
+        levels = self.clean + delta
+        grad, first = torch.zeros_like(levels), torch.empty(0)
+        value = levels.new_zeros(len(levels))
+        for number, view in enumerate(self.views):  # one at a time: one graph in memory
+            pixels = (levels / LEVELS).requires_grad_()
+            per_sample = self.loss(view(pixels, self.draw))  # (B,)
+            own = torch.autograd.grad(per_sample.sum(), pixels)[0]
+            first = own if number == 0 else first
+            grad = grad + own
+            value += per_sample.detach()
+        return Slope(grad / len(self.views), value / len(self.views), first)
+
+    @torch.no_grad()
+    def value(self, delta: Levels) -> Tensor:
+        """The objective ``(B,)`` at ``delta``, mean over the views."""
+        pixels = (self.clean + delta) / LEVELS
+        return torch.stack([self.loss(view(pixels, self.draw)) for view in self.views]).mean(0)
+
+    def solved(self, delta: Levels, losses: list[Tensor], gradients: int) -> Perturbation:
+        """Round ``delta`` to whole levels inside the threat, certify it, and hand it over."""
+        return certified(self.threat, self.clean, delta, losses, gradients, self.began)
+
+    def _generators(self, purpose: str) -> list[np.random.Generator]:
+        again = (self.restart,) if self.restart else ()
+        return [generator(self.seed, name, purpose, *again) for name in self.names]
+
+
+def certified(
+    threat: Threat,
+    clean: Levels,
+    delta: Levels,
+    losses: list[Tensor],
+    gradients: int,
+    began: float,
+) -> Perturbation:
+    """Never trust an attack: whole levels, inside the threat, inside 0 … 255.
+
+    Raises:
+        BudgetError: the threat's own project or round is wrong.
+    """
+    delta = threat.round(delta, clean)
+    pixels, size = clean + delta, threat.size(delta)
+    whole = bool((delta == delta.round()).all())
+    inside = bool(((pixels >= 0) & (pixels <= LEVELS)).all())
+    if not (whole and inside and bool(threat.allows(size).all())):
+        raise BudgetError(
+            f"an attack left its threat {threat} (size {size.max():g} levels, whole: "
+            f"{whole}, in range: {inside}); the threat's project or round is wrong"
+        )
+    return Perturbation(
+        images=pixels.to(torch.uint8),
+        delta=delta,
+        losses=torch.stack(losses) if losses else clean.new_zeros(0, len(clean)),
+        gradients=gradients,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def better(delta: Levels, value: Tensor, best: Levels, best_value: Tensor) -> tuple[Levels, Tensor]:
+    """Per picture the change of larger value, and that value."""
+    improved = value > best_value  # (B,)
+    return (
+        torch.where(improved[:, None, None, None], delta, best),
+        torch.where(improved, value, best_value),
+    )
+
+
+def keys(images: Tensor, names: Sequence[str] | None) -> Sequence[str]:
+    """What keys each picture's randomness: its name, or else its content.
+
+    Raises:
+        ArgumentError: the images are no 8-bit batch, or the names do not fit them.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise ArgumentError(
+            f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}; "
+            "8-bit pictures are attacked, so pass them undivided and un-normalised"
+        )
+    if names is not None and len(names) != len(images):
+        raise ArgumentError(f"{len(images)} images but {len(names)} names; give one per picture")
+    if names is not None:
+        return names
+    return [hashlib.sha256(i.cpu().contiguous().numpy().tobytes()).hexdigest() for i in images]
