@@ -47,7 +47,7 @@ def test_sampling_is_seeded_and_nested() -> None:
     assert small.query.names != split.sample(20, seed=2).query.names
     assert sorted(split.sample(None, seed=1).query.names) == sorted(split.query.names)
     assert split.sample(None, seed=1).query.names[:50] == large.query.names
-    with pytest.raises(ArgumentError, match="0 queries asked for"):
+    with pytest.raises(ArgumentError, match="0 glyphs queries asked for"):
         split.sample(0, seed=0)
 
 

@@ -16,27 +16,6 @@ from uturn._version import __version__
 from uturn.errors import UturnError
 from uturn.specs import split_list
 
-VICTIM_HELP = "Victim spec: NAME or NAME:weights=PATH (see `uturn list victims`)."
-DATA_HELP = "Data spec: NAME or NAME:PATH (see `uturn list data`)."
-CLEAN = "clean"
-DEVICE = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-)
-INDEX = click.option(
-    "--index",
-    default="exact",
-    show_default=True,
-    help="exact:cosine or exact:euclidean; exact is what the victim was published with.",
-)
-BATCH = click.option(
-    "--batch-size",
-    default=32,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Pictures attacked at a time.",
-)
-QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
-
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
     """A comma-separated list of numbers."""
@@ -50,6 +29,41 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
             return tuple(float(piece) for piece in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a comma-separated list of numbers", param, ctx)
+
+
+VICTIM_HELP = "Victim spec: NAME or NAME:weights=PATH (see `uturn list victims`)."
+DATA_HELP = "Data spec: NAME or NAME:PATH (see `uturn list data`)."
+CLEAN = "clean"
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+INDEX = click.option(
+    "--index",
+    help="exact:cosine or exact:euclidean; default: exact, which is what the victim was "
+    "published with.",
+)
+AT = click.option(
+    "--at",
+    type=click.Choice(["model", "native"]),
+    default="model",
+    show_default=True,
+    help="Change the picture at the victim's input size, or at its own.",
+)
+SCALES = click.option(
+    "--scales",
+    type=_Numbers(),
+    default="1",
+    show_default=True,
+    help="Average the victim's embeddings over these input scales, such as 1,0.7071,0.5.",
+)
+BATCH = click.option(
+    "--batch-size",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pictures attacked at a time.",
+)
+QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
 def _plainly(command: Callable[..., None]) -> Callable[..., None]:
@@ -121,10 +135,18 @@ def demo(out: Path, quiet: bool) -> None:
 @click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
 @click.option(
     "--convention",
-    default="plain",
-    show_default=True,
-    help="Average precision: plain or trapezoid (see `uturn list metrics`).",
+    help="Average precision: plain or trapezoid (see `uturn list metrics`); default: plain, in "
+    "paper mode trapezoid.",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["default", "paper"]),
+    default="default",
+    show_default=True,
+    help="paper: the original implementation's pipeline, to meet its published tables.",
+)
+@AT
+@SCALES
 @INDEX
 @click.option(
     "--survive",
@@ -169,6 +191,7 @@ def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
 @click.option("--eps", type=float, required=True, help="Largest change of a value, in levels.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the PNGs.")
 @click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
+@AT
 @BATCH
 @DEVICE
 @_plainly
@@ -179,10 +202,11 @@ def attack(
     eps: float,
     out: Path,
     seed: int,
+    at: Any,
     batch_size: int,
     device: str,
 ) -> None:
-    """Pictures in, adversarial PNGs out, at the size the victim sees.
+    """Pictures in, adversarial PNGs out, at the size the victim sees or at their own.
 
     The clean pictures at that size are written to OUT/clean, so that ε can be checked.
     """
@@ -203,16 +227,72 @@ def attack(
             raise click.ClickException(f"{path} would be overwritten; choose another --out")
     attacked, chosen = load_victim(victim, pick_device(device)), load_attack(spec, eps=eps)
     for begin in range(0, len(images), batch_size):
-        part = slice(begin, begin + batch_size)
-        clean = attacked.grid(map(decode, images[part]))
-        found = chosen(attacked, clean, names=names[part], seed=seed).images.cpu()
-        for name, before, after in zip(names[part], clean, found, strict=True):
-            encode(out / CLEAN / f"{name}.png", to_picture(before))
-            encode(out / f"{name}.png", to_picture(after))
-        written = attacked.grid(decode(out / f"{name}.png") for name in names[part])
-        pair = attacked.embed(to_pixels(clean)), attacked.embed(to_pixels(written))
-        for name, cosine in zip(names[part], (pair[0] * pair[1]).sum(1).tolist(), strict=True):
-            click.echo(f"{out / name}.png  cosine to clean {cosine:+.3f}")
+        part = images[begin : begin + batch_size]
+        cosines = dict[str, float]()
+        for which, clean in attacked.canvases(list(map(decode, part)), at):
+            mine = [part[i].stem for i in which]
+            found = chosen(attacked, clean, names=mine, seed=seed).images.cpu()
+            for name, before, after in zip(mine, clean, found, strict=True):
+                encode(out / CLEAN / f"{name}.png", to_picture(before))
+                encode(out / f"{name}.png", to_picture(after))
+            written = attacked.grid(decode(out / f"{name}.png") for name in mine)
+            pair = attacked.embed(to_pixels(clean)), attacked.embed(to_pixels(written))
+            cosines |= dict(zip(mine, (pair[0] * pair[1]).sum(1).tolist(), strict=True))
+        for path in part:
+            click.echo(f"{out / path.stem}.png  cosine to clean {cosines[path.stem]:+.3f}")
+
+
+@main.command()
+@click.option("--victim", required=True, help=VICTIM_HELP)
+@click.option("--data", required=True, help=DATA_HELP)
+@click.option("--eps", type=float, required=True, help="Largest change of a value, in levels.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write (.safetensors).",
+)
+@click.option("--pictures", type=click.IntRange(1), help="Learn from this many; default: all.")
+@click.option("--epochs", default=1, show_default=True, help="Passes over the pictures.")
+@click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
+@BATCH
+@DEVICE
+@QUIET
+@_plainly
+def universal(
+    victim: str,
+    data: str,
+    eps: float,
+    out: Path,
+    pictures: int | None,
+    epochs: int,
+    seed: int,
+    batch_size: int,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Learn one perturbation for all pictures from the training split of a data set.
+
+    Use it as --attack universal:file=OUT, on queries it has not seen and on any victim.
+    """
+    from uturn.attacks.universal import learn
+    from uturn.data.catalog import load_data
+    from uturn.victims.zoo import load_victim, pick_device
+
+    split = load_data(data)
+    if split.train is None:
+        raise click.ClickException(f"{split.name} has no training pictures to learn from")
+    learned = learn(
+        load_victim(victim, pick_device(device)),
+        split.train.sample(pictures, seed, split.name, "train pictures"),
+        eps=eps,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        progress=not quiet,
+    )
+    learned.save(out)
+    click.echo(f"{out}: {learned.source}")
 
 
 @main.command("eval")
@@ -223,6 +303,7 @@ def attack(
     type=click.Path(path_type=Path),
     help="Score these pictures in place of the queries of the same name.",
 )
+@SCALES
 @INDEX
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @DEVICE
@@ -232,7 +313,8 @@ def evaluate(
     victim: str,
     data: str,
     query_dir: Path | None,
-    index: str,
+    scales: tuple[float, ...],
+    index: str | None,
     as_json: bool,
     device: str,
     quiet: bool,
@@ -246,8 +328,8 @@ def evaluate(
     split = load_data(data)
     if query_dir is not None:
         split = replace(split, query=replace_queries(split.query, query_dir))
-    loaded = load_victim(victim, pick_device(device))
-    values = score(loaded, split, index, progress=not quiet)
+    loaded = load_victim(victim, pick_device(device)).at_scales(scales)
+    values = score(loaded, split, index or "exact", progress=not quiet)
     if as_json:
         click.echo(json.dumps(values))
     else:

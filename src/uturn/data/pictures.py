@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from uturn.errors import DataError
+from uturn.errors import ArgumentError, DataError
+from uturn.rng import generator
 
 Picture = npt.NDArray[np.uint8]
 """A decoded picture: ``(H, W, 3)`` RGB, uint8."""
@@ -127,3 +128,16 @@ class Pictures:
             self.identities[indices],
             self.cameras[indices],
         )
+
+    def sample(self, count: int | None, seed: int, *key: str) -> Pictures:
+        """``count`` of the pictures (None: all), ordered by (seed, key).
+
+        Raises:
+            ArgumentError: more than there are, or none.
+        """
+        count = len(self) if count is None else count
+        if not 0 < count <= len(self):
+            raise ArgumentError(
+                f"{count} {' '.join(key)} asked for, but there are 1 to {len(self)}"
+            )
+        return self.subset(generator(seed, *key).permutation(len(self))[:count])

@@ -6,8 +6,6 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from uturn.data.pictures import Pictures
-from uturn.errors import ArgumentError
-from uturn.rng import generator
 
 JUNK = -1
 """The identity of gallery pictures that count neither for nor against any query."""
@@ -35,13 +33,7 @@ class Split:
         Raises:
             ArgumentError: more queries than there are, or none.
         """
-        queries = len(self.query) if queries is None else queries
-        if not 0 < queries <= len(self.query):
-            raise ArgumentError(
-                f"{queries} queries asked for, but {self.name} has 1 to {len(self.query)}"
-            )
-        drawn = generator(seed, self.name, "queries").permutation(len(self.query))[:queries]
-        return replace(self, query=self.query.subset(drawn))
+        return replace(self, query=self.query.sample(queries, seed, self.name, "queries"))
 
     def fingerprint(self) -> str:
         """A hash over names, labels and content stamps of the queries and the gallery."""

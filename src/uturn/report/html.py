@@ -21,6 +21,7 @@ from PIL import Image
 from uturn.errors import RunFolderError
 from uturn.report import figures
 from uturn.report.figures import Point, Series
+from uturn.report.text import extras
 
 CURVES = (("recall@1", "Recall@1"), ("recall@10", "Recall@10"), ("map", "mAP"))
 _SIDE = 192
@@ -71,7 +72,7 @@ def _render(run: Path) -> str:
         clean=clean,
         rows=rows,
         strongest=strongest,
-        channels=[f"R@1 {channel}" for channel in clean["survive"]],
+        extras=extras(rows),
         worst=[row for row in attacked if row["attack"] == strongest],
         curves=[Markup(_curve(key, title, rows, names, styles)) for key, title in CURVES],
         cosine=Markup(_cosine(attacked, names, styles)),

@@ -20,12 +20,11 @@ _COLUMNS = (
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of ``results.json`` under one heading, numbers aligned."""
-    channels = list(rows[0].get("survive") or ())
-    cells = [[title for title, _ in _COLUMNS] + [f"R@1 {channel}" for channel in channels]]
+    more = extras(rows)
+    cells = [[title for title, _ in _COLUMNS] + [title for title, _ in more]]
     cells += [
-        [_cell(row, key) for _, key in _COLUMNS]
-        + [_cell(row["survive"][channel], "recall@1") for channel in channels]
-        for row in rows
+        [_cell(row, key) for _, key in _COLUMNS] + [column[i] for _, column in more]
+        for i, row in enumerate(rows)
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -38,6 +37,26 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines.insert(1, "  ".join("─" * width for width in widths))
     notes = [f"  {row['attack']} ε={row['eps']:g}: {f}" for row in rows for f in row["flags"]]
     return "\n".join(lines + (["flags:", *notes] if notes else []))
+
+
+def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Columns that only some runs have: channels survived, goals, and how much was changed.
+
+    Goals are mean places of what was to rise or fall in the ranking, 0 first and 1 last.
+    """
+    columns = [
+        (f"R@1 {channel}", [_cell(row["survive"][channel], "recall@1") for row in rows])
+        for channel in rows[0].get("survive") or ()
+    ]
+    if any(row.get("goal") for row in rows):
+        columns += [
+            (title, [_cell(row.get("goal") or {}, key) for row in rows])
+            for title, key in (("goal clean", "clean"), ("goal", "attacked"), ("goal 1st", "first"))
+        ]
+    # An attack that looks for the smallest change uses less than it may.
+    if any(row["eps"] and row.get("linf_levels", row["eps"]) < row["eps"] for row in rows):
+        columns.append(("median levels", [f"{row['linf_levels']:g}" for row in rows]))
+    return columns
 
 
 def _cell(row: dict[str, Any], key: str) -> str:

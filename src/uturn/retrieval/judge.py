@@ -32,7 +32,7 @@ class Labels:
     def __len__(self) -> int:
         return len(self.identities)
 
-    def __getitem__(self, part: slice) -> Labels:
+    def __getitem__(self, part: slice | Tensor) -> Labels:
         return Labels(self.identities[part], self.cameras[part])
 
 

@@ -11,6 +11,9 @@ from PIL import Image
 
 from uturn.data.pictures import Picture
 
+PAPER_QUALITY = 75
+"""Pillow's own default, with which the original implementation saved its queries."""
+
 
 def jpeg(picture: Picture, quality: int) -> Picture:
     """Saved as JPEG (4:2:0, as cameras and web sites do) and decoded again."""

@@ -13,8 +13,12 @@ from uturn.sweep.store import Row
 from uturn.types import LEVELS
 
 
-def measure(job: Job, query: str, clean: Picture, scored: Picture) -> tuple[int, float]:
+def measure(
+    job: Job, query: str, clean: Picture, scored: Picture, *, lossy: bool = False
+) -> tuple[int, float]:
     """Distance of the decoded picture from the decoded clean one: L∞ in levels, L2 in pixels.
+
+    ``lossy`` pictures went through a codec that keeps no budget, and are only measured.
 
     Raises:
         BudgetError: another size, or beyond the job's threat. Such a picture is never scored.
@@ -25,7 +29,7 @@ def measure(job: Job, query: str, clean: Picture, scored: Picture) -> tuple[int,
         )
     change = scored.astype(np.int16) - clean
     levels = int(np.abs(change).max())
-    if not _allowed(job, change):
+    if not (lossy or _allowed(job, change)):
         raise BudgetError(
             f"{job.folder}/{query}.png differs from its clean original by up to {levels} levels, "
             "which its threat does not allow: a bug in the attack, or a disk that changes files"
@@ -41,9 +45,12 @@ def _allowed(job: Job, change: npt.NDArray[np.int16]) -> bool:
     return bool(threat.allows(threat.size(delta)))
 
 
-def flags(rows: list[Row]) -> list[str]:
+def flags(rows: list[Row], eps: float) -> list[str]:
     """What a reader of one result row must know; ``rows`` are its queries."""
     found = []
+    beyond = sum(row["linf_levels"] > eps for row in rows)
+    if beyond:
+        found.append(f"beyond: {beyond} queries differ from the clean ones by more than ε levels")
     unmatched = sum(row["matches"] == 0 for row in rows)
     if unmatched:
         found.append(f"no-match: {unmatched} queries have no relevant item and are left out")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, final, get_args
 
 from uturn import specs
-from uturn.attacks.loop import Attack
-from uturn.attacks.presets import MEMBERS, WORST, load_attack
+from uturn.attacks.presets import MEMBERS, WORST, Mode, load_attack
+from uturn.attacks.problem import Attacker
 from uturn.attacks.threats import Threat
 from uturn.errors import ArgumentError
 from uturn.retrieval.metrics import CONVENTIONS
 from uturn.sweep.channels import CHANNELS
+from uturn.victims.victim import At
 
 CLEAN = "clean"
 
@@ -29,7 +30,7 @@ class Job:
 
     name: str
     eps: float
-    attack: Attack | None = None
+    attack: Attacker | None = None
     members: tuple[Job, ...] = ()
 
     @property
@@ -50,7 +51,7 @@ class Job:
     @property
     def gradients(self) -> int:
         """Gradients per query, those of the members included."""
-        own = 0 if self.attack is None else self.attack.steps * len(self.attack.views)
+        own = 0 if self.attack is None else self.attack.gradients
         return own + sum(member.gradients for member in self.members)
 
     @property
@@ -74,15 +75,30 @@ class Plan:
     eps: tuple[float, ...] = (2, 4, 8, 12, 16)
     queries: int | None = None
     seed: int = 0
-    convention: str = "plain"
-    index: str = "exact"
+    convention: str | None = None
+    """Of average precision; None is ``plain``, in paper mode ``trapezoid``."""
+    index: str | None = None
+    """None is ``exact`` as the victim was published, in paper mode ``exact:cosine``."""
+    at: At = "model"
+    """Whether the picture on the victim's grid is changed, or the one in the file."""
+    mode: Mode = "default"
+    """``paper`` is the original pipeline: its attacks, truncation, JPEG, trapezoid."""
+    scales: tuple[float, ...] = (1.0,)
+    """At which the victim looks at queries and gallery, averaging the embeddings."""
     survive: tuple[str, ...] = ()
     """Channels (`uturn.sweep.channels`) after which every picture is scored once more."""
     batch_size: int = 32
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        specs.choose("convention", self.convention, CONVENTIONS)
+        specs.choose("mode", self.mode, get_args(Mode))
+        specs.choose("place to attack", self.at, get_args(At))
+        paper = self.mode == "paper"
+        if self.convention is None:
+            object.__setattr__(self, "convention", "trapezoid" if paper else "plain")
+        if self.index is None:
+            object.__setattr__(self, "index", "exact:cosine" if paper else "exact")
+        specs.choose("convention", str(self.convention), CONVENTIONS)
         for channel in self.survive:
             specs.choose("channel", channel, CHANNELS)
         # Ascending whole numbers are ints: one way to write a plan, one folder per ε.
@@ -101,10 +117,13 @@ class Plan:
         for name in self._names():
             for eps in self.eps:
                 if name == WORST:
-                    members = tuple(Job(m, eps, load_attack(m, eps=eps)) for m in MEMBERS)
+                    members = tuple(self._job(member, eps) for member in MEMBERS)
                     yield Job(WORST, eps, members=members)
                 else:
-                    yield Job(name, eps, load_attack(name, eps=eps))
+                    yield self._job(name, eps)
+
+    def _job(self, name: str, eps: float) -> Job:
+        return Job(name, eps, load_attack(name, eps=eps, mode=self.mode))
 
     def _names(self) -> list[str]:
         """The attacks, each once, with the members of ``worst`` before it."""

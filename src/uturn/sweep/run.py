@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uturn.attacks.objectives import needs
 from uturn.data.catalog import load_data
 from uturn.data.pictures import Picture, Pictures, decode, encode
 from uturn.data.split import Split
@@ -30,7 +31,8 @@ from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import TIES
 from uturn.retrieval.system import RetrievalSystem, chunks, extract, extract_pictures
 from uturn.sweep import checks
-from uturn.sweep.channels import CHANNELS
+from uturn.sweep.channels import CHANNELS, PAPER_QUALITY, jpeg
+from uturn.sweep.insider import Goal, Insider
 from uturn.sweep.plan import CLEAN, Job, Plan
 from uturn.sweep.store import Row, RunFolder
 from uturn.types import Scene
@@ -43,6 +45,7 @@ SHOWN = 8
 """Queries whose rank lists are kept for the report: the first of the seeded sample, not the
 most telling ones."""
 RANKS = 10
+_GOAL = ("goal_rank", "goal_rank_clean")
 
 
 def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
@@ -55,7 +58,7 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
         RunFolderError: ``out`` holds another configuration. UturnError: a victim, data set,
         picture or spec is wrong; what was computed before stays.
     """
-    victim = load_victim(plan.victim, plan.device)
+    victim = load_victim(plan.victim, plan.device).at_scales(plan.scales)
     split = load_data(plan.data).sample(plan.queries, plan.seed)
     _rehearse(victim, split, plan)
     folder = RunFolder(
@@ -64,7 +67,6 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
             **plan.configuration(),
             "protocol": split.protocol,
             "ties": TIES,
-            "at": "model",
             "victim weights": victim.fingerprint,
             "data fingerprint": split.fingerprint(),
         },
@@ -72,9 +74,10 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
     if folder.finished:
         folder.clean_up()
         return folder.results()
-    sweep = _Sweep(
-        plan, folder, victim, split, _system(victim, split, plan, folder, progress), progress
-    )
+    features = _gallery(victim, split, folder, progress).to(victim.device)
+    system = RetrievalSystem.build(victim, split, features, str(plan.index))
+    insider = Insider(victim, split, system, features, str(plan.index), plan.seed)
+    sweep = _Sweep(plan, folder, victim, split, system, insider, progress)
     sweep.craft()
     return sweep.reduce()
 
@@ -83,8 +86,10 @@ def _rehearse(victim: Victim, split: Split, plan: Plan) -> None:
     """Try the index and every objective on one query, so that misfits fail before long work."""
     pixels = to_pixels(victim.grid([split.query.read(0)])).to(victim.device)
     with torch.no_grad():
-        build_index(plan.index, victim.features(pixels), victim.similarity)
+        build_index(str(plan.index), victim.features(pixels), victim.similarity)
     for objective in {job.attack.objective for job in plan.jobs() if job.attack}:
+        if objective is None or needs(objective):
+            continue  # nothing to climb, or something that is drawn from the gallery
         if not bool(objective.bind(victim, pixels, Scene())(pixels).isfinite().all()):
             raise ArgumentError(
                 f"{objective} is not finite on query {split.query.names[0]}; "
@@ -92,10 +97,8 @@ def _rehearse(victim: Victim, split: Split, plan: Plan) -> None:
             )
 
 
-def _system(
-    victim: Victim, split: Split, plan: Plan, folder: RunFolder, progress: bool
-) -> RetrievalSystem:
-    """Extract the gallery's features, chunk by chunk into the run folder, and index them."""
+def _gallery(victim: Victim, split: Split, folder: RunFolder, progress: bool) -> Tensor:
+    """Extract the gallery's raw features ``(G, D)``, chunk by chunk into the run folder."""
     gallery = split.gallery
     parts = chunks(len(gallery))
     stored = {
@@ -110,18 +113,17 @@ def _system(
                 stored[number] = extract_pictures(victim, gallery, part).cpu().numpy()
                 folder.add_gallery_part(number, stored[number])
                 shown.update(len(part))
-    features = torch.from_numpy(np.concatenate([stored[n] for n in range(len(parts))]))
-    return RetrievalSystem.build(victim, split, features, plan.index)
+    return torch.from_numpy(np.concatenate([stored[n] for n in range(len(parts))]))
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Queries:
-    """A batch of queries: on the victim's grid, as their clean PNGs decode, their features."""
+    """A batch of queries: as their clean PNGs decode, labels, and clean features."""
 
     pictures: Pictures
-    images: Tensor
     clean: list[Picture]
+    labels: Labels
     features: Tensor
     shown: int
 
@@ -136,6 +138,7 @@ class _Sweep:
     victim: Victim
     split: Split
     system: RetrievalSystem
+    insider: Insider
     progress: bool
 
     def batches(self) -> list[range]:
@@ -172,13 +175,15 @@ class _Sweep:
     def _load(self, batch: range) -> _Queries:
         """Decode a batch of queries and write the clean ones, which everything is held against."""
         pictures = self.split.query.subset(np.array(batch))
-        images = self.victim.grid(map(pictures.read, range(len(pictures))))
-        self._write(Job(CLEAN, 0), pictures.names, map(to_picture, images))
+        read = [pictures.read(i) for i in range(len(pictures))]
+        if self.plan.at == "model":
+            read = list(map(to_picture, self.victim.grid(read)))
+        self._write(Job(CLEAN, 0), pictures.names, read)
         clean = threaded(decode, [self.folder.picture(Job(CLEAN, 0), n) for n in pictures.names])
         return _Queries(
             pictures,
-            images,
             clean,
+            Labels.of(pictures, self.victim.device),
             extract(self.victim, self.victim.grid(clean)),
             shown=sum(i < SHOWN for i in batch),
         )
@@ -189,13 +194,23 @@ class _Sweep:
     def _part(self, job: Job, batch: int, queries: _Queries) -> dict[str, Any]:
         if job.members:
             return self._worst(job, batch, queries)
-        seconds = 0.0
-        if job.attack is not None:
-            names, seed = queries.pictures.names, self.plan.seed
-            found = job.attack(self.victim, queries.images, names=names, seed=seed)
-            self._write(job, names, map(to_picture, found.images))
-            seconds = found.seconds
-        return {"seconds": seconds, **self._score(job, queries)}
+        if job.attack is None:
+            return {"seconds": 0.0, **self._score(job, queries)}
+        names = queries.pictures.names
+        goal = self.insider.goal(job, names, queries.labels, queries.features)
+        found, seconds = dict[int, Picture](), 0.0
+        for which, images in self.victim.canvases(queries.clean, self.plan.at):
+            mine, labels = [names[i] for i in which], queries.labels[torch.tensor(which)]
+            part = None if goal is None else replace(goal, chosen=goal.chosen[which])
+            scene = self.insider.scene(job, mine, labels, queries.features[which], part)
+            result = job.attack(self.victim, images, scene, names=mine, seed=self.plan.seed)
+            found |= dict(zip(which, map(to_picture, result.images), strict=True))
+            seconds += result.seconds
+        changed = [found[i] for i in range(len(names))]
+        if self.plan.mode == "paper":
+            changed = [jpeg(picture, PAPER_QUALITY) for picture in changed]
+        self._write(job, names, changed)
+        return {"seconds": seconds, **self._score(job, queries, goal)}
 
     def _worst(self, job: Job, batch: int, queries: _Queries) -> dict[str, Any]:
         """Per query the member's picture that is worst for the ranking, scored again.
@@ -220,20 +235,25 @@ class _Sweep:
                     worst[key] = extreme(row[key] for row in rows)
         return {"seconds": sum(part["seconds"] for part in parts), **part}
 
-    def _score(self, job: Job, queries: _Queries) -> dict[str, Any]:
+    def _score(self, job: Job, queries: _Queries, goal: Goal | None = None) -> dict[str, Any]:
         """Score the pictures on disk: certify, embed, rank."""
         names = queries.pictures.names
         scored = threaded(decode, [self.folder.picture(job, name) for name in names])
+        lossy = self.plan.mode == "paper"  # JPEG keeps no budget; the row's flags say so
         sizes = [
-            checks.measure(job, *each) for each in zip(names, queries.clean, scored, strict=True)
+            checks.measure(job, *each, lossy=lossy)
+            for each in zip(names, queries.clean, scored, strict=True)
         ]
-        labels = Labels.of(queries.pictures, self.victim.device)
+        labels = queries.labels
         features = extract(self.victim, self.victim.grid(scored))
         columns = self._ranks(features, labels)
         for channel in self.plan.survive:
             seen = self.victim.grid(threaded(CHANNELS[channel], scored))
             ranks = self._ranks(extract(self.victim, seen), labels)
             columns |= {f"{key}|{channel}": ranks[key] for key in ("first_match_rank", "ap")}
+        if goal is not None:
+            for key, seen in (("goal_rank", features), ("goal_rank_clean", queries.features)):
+                columns[key] = self.insider.positions(goal, labels, seen).tolist()
         cosine = F.cosine_similarity(features, queries.features).tolist()
         rows = [
             {
@@ -253,7 +273,7 @@ class _Sweep:
         """Columns of per-query values; None where a query has no relevant item."""
         ranking = self.system.rank(features, labels)
         first = metrics.first_match(ranking).tolist()
-        precision = metrics.average_precision(ranking, self.plan.convention).tolist()
+        precision = metrics.average_precision(ranking, str(self.plan.convention)).tolist()
         return {
             "first_match_rank": [None if math.isnan(rank) else int(rank) for rank in first],
             "ap": [None if math.isnan(value) else value for value in precision],
@@ -333,6 +353,8 @@ class _Sweep:
             "index": str(self.system.index),
             **{name: _mean(value) for name, value in measured.items()},
             "cosine": float(column("cosine_to_clean").mean()),
+            "linf_levels": float(np.median(column("linf_levels"))),
+            "goal": self._goal(rows),
             "ci95": {
                 name: identity_bootstrap(value, identities, self.plan.seed)
                 for name, value in measured.items()
@@ -343,7 +365,19 @@ class _Sweep:
             },
             "gradients": job.gradients,
             "seconds": round(seconds, 3),
-            "flags": checks.flags(rows),
+            "flags": checks.flags(rows, job.eps),
+        }
+
+    def _goal(self, rows: list[Row]) -> Row | None:
+        """Where the chosen items stood and stand, 0 first and 1 last; None without a goal."""
+        if "goal_rank" not in rows[0]:
+            return None
+        places = {key: np.array([row[key] for row in rows]) for key in _GOAL}
+        last = max(1, len(self.split.gallery) - 1)
+        return {
+            "clean": float(((places["goal_rank_clean"] - 1) / last).mean()),
+            "attacked": float(((places["goal_rank"] - 1) / last).mean()),
+            "first": float((places["goal_rank"] == 1).mean()),
         }
 
     def _thumbnails(self, names: set[str]) -> None:
