@@ -15,6 +15,7 @@ from tests.conftest import RAW, linear_victim
 from uturn import Scene, attacks
 from uturn.attacks.loop import Attack
 from uturn.attacks.objectives import (
+    AtScales,
     AwayFromKnown,
     MoveCandidates,
     MoveInRankings,
@@ -23,7 +24,8 @@ from uturn.attacks.objectives import (
 )
 from uturn.attacks.presets import PRESETS, iterations, load_attack
 from uturn.attacks.search import Search
-from uturn.attacks.steps import Adam, Cosine, Linear, Momentum, Sign, Smooth, UnitL2, chain
+from uturn.attacks.steps import Adam, Cosine, Info, Linear, Momentum, Sign, Smooth, UnitL2, chain
+from uturn.attacks.surrogates import LeakyReLU
 from uturn.attacks.threats import L2, LInf, Patch
 from uturn.attacks.views import SCALES, Flip, Identity, Jpeg, Noise, ResizePad
 from uturn.errors import ArgumentError, BudgetError, SpecError
@@ -272,6 +274,124 @@ def test_objectives_say_which_knowledge_they_lack(
             attack(glyph_victim, glyph_queries)
 
 
+class Halves(nn.Module):
+    """A feature of two parts, the upper and the lower half of the picture."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)  # (D, 3, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = torch.stack(x.chunk(2, dim=2), 1)  # (B, 2, 3, 4, 4)
+        return (halves[:, :, None] * self.weight).sum((3, 4, 5))  # (B, 2, D)
+
+
+@pytest.mark.parametrize("preset", ["odfa", "sma", "uturn", "tma"])
+def test_every_part_is_pushed(pictures: Tensor, preset: str) -> None:
+    """PCB-style features: each part turns, and the loss is the mean over the parts."""
+    victim = Victim(name="parts", network=Halves(normal(6, 3, 4, 4)), preprocessing=RAW)
+    attack = PRESETS[preset](eps=8)
+    scene = Scene(targets=to_pixels(pictures.roll(1, 0)))
+    found = attack(victim, pictures, scene)
+    both = victim.parts(to_pixels(pictures)), victim.parts(to_pixels(found.images))
+    turned = torch.nn.functional.cosine_similarity(*both, dim=2)  # (B, 2)
+    assert bool((turned < 0.999).all())
+    loss = attack.objective.bind(victim, to_pixels(pictures), scene)
+    # One half changed does half of what both do: the parts do not look at each other.
+    upper, lower = pictures.clone(), pictures.clone()
+    upper[:, :, :4], lower[:, :, 4:] = found.images[:, :, :4], found.images[:, :, 4:]
+    clean = loss(to_pixels(pictures))
+    gains = [loss(to_pixels(images)) - clean for images in (upper, lower, found.images)]
+    torch.testing.assert_close(gains[0] + gains[1], gains[2], rtol=1e-4, atol=1e-4)
+
+
+def test_scales_one_by_one_are_the_mean_of_single_ones(
+    glyph_victim: Victim, glyph_queries: Tensor
+) -> None:
+    several = glyph_victim.at_scales((1.0, 0.5))
+    turn = attacks.odfa(eps=4).objective
+    clean = to_pixels(glyph_queries)
+    changed = to_pixels(attacks.odfa(eps=4)(glyph_victim, glyph_queries).images)
+    alone = [turn.bind(glyph_victim.at_scales((s,)), clean, Scene())(changed) for s in (1.0, 0.5)]
+    mean = AtScales(turn, (1.0, 0.5)).bind(several, clean, Scene())(changed)
+    torch.testing.assert_close(mean, (alone[0] + alone[1]) / 2)
+    # Looking at one scale only is the weaker attack on a victim of two.
+    cosine = {}
+    for scales in ("1", "1+0.5"):
+        found = load_attack(f"odfa:scales={scales}", eps=8)(several, glyph_queries)
+        both = several.embed(clean), several.embed(to_pixels(found.images))
+        cosine[scales] = float((both[0] * both[1]).sum(1).mean())
+    assert cosine["1+0.5"] < cosine["1"] - 0.05
+
+
+# -- surrogate gradients ---------------------------------------------------------------------------
+
+
+class Closed(nn.Module):
+    """ReLUs in every way that networks call them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.inplace = nn.ReLU(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return torch.stack(
+            [
+                self.plain(x).sum(1),
+                (self.inplace(2 * x) + torch.relu(3 * x)).sum(1),
+                nn.functional.relu6(x + 5.9).sum(1)
+                + (4 * x).relu().sum(1)
+                + (5 * x).relu_().sum(1),
+            ],
+            1,
+        )
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
+def test_leaky_relus_leak_backwards_only(slope: float) -> None:
+    x = normal(4, 3, 8, 4)
+    network, info = Closed(), Info(0, 1)
+    leaf = x.clone().requires_grad_()
+    with LeakyReLU(slope)(info):
+        out = network(leaf)
+    assert torch.equal(out, network(x))
+    out.sum().backward()
+    closed = (x <= 0).float()
+    relu = 1 - closed + slope * closed
+    six = ((x > -5.9) & (x < 0.1)).float()
+    torch.testing.assert_close(leaf.grad, (1 + 2 + 3 + 4 + 5) * relu + six + slope * (1 - six))
+
+
+def test_a_relu_in_place_still_changes_what_a_skip_sees() -> None:
+    class Skip(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 1
+            return nn.functional.relu(y, inplace=True) + y  # y has become its ReLU
+
+    leaf = normal(5).requires_grad_()
+    with LeakyReLU(0.5)(Info(0, 1)):
+        out = Skip()(leaf)
+    assert torch.equal(out, 2 * leaf.detach().relu())
+    out.sum().backward()
+    assert torch.equal(leaf.grad, torch.where(leaf > 0, 2.0, 1.0))
+
+
+def test_the_slope_follows_its_schedule_and_the_loss_stays_the_victims(
+    glyph_victim: Victim, glyph_queries: Tensor
+) -> None:
+    plain = attacks.odfa(eps=4)
+    leaky = dataclasses.replace(plain, surrogate=LeakyReLU(Linear(0.2, 0.0)))
+    names = [str(i) for i in range(12)]
+    problem = leaky.pose(glyph_victim, glyph_queries, names=names)
+    start = problem.start("sign")
+    slopes = [problem.slope(start, leaky.way_back(i)) for i in (0, leaky.steps - 1)]
+    true = problem.slope(start)
+    torch.testing.assert_close(slopes[1].grad, true.grad)
+    assert float((slopes[0].grad - true.grad).abs().max()) > 0
+    assert torch.equal(slopes[0].value, true.value)
+
+
 def test_odfa_turns_the_feature_round(glyph_victim: Victim, glyph_queries: Tensor) -> None:
     clean = glyph_victim.embed(to_pixels(glyph_queries))
     cosine = [
@@ -488,7 +608,8 @@ def test_iterations_are_the_papers() -> None:
 def test_an_attack_prints_its_whole_configuration() -> None:
     assert repr(load_attack("odfa:steps=7", eps=4)) == (
         "Attack(objective=OppositeDirection(target='unit', centre=0.0), threat=LInf(eps=4), "
-        "step=Sign(size=1.0), steps=7, views=(Identity(),), start='sign', keep='last', restart=0)"
+        "step=Sign(size=1.0), steps=7, views=(Identity(),), start='sign', keep='last', "
+        "surrogate=None, restart=0)"
     )
 
 

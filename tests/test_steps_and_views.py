@@ -18,14 +18,18 @@ from uturn.attacks.steps import (
     Info,
     Linear,
     Momentum,
+    PerChannel,
     Sign,
     Smooth,
     Step,
     UnitL2,
+    Variance,
     chain,
 )
-from uturn.attacks.views import SCALES, Flip, Jpeg, Noise, ResizePad, Scale
+from uturn.attacks.views import SCALES, Flip, Jpeg, Neighbour, Noise, Resample, ResizePad, Scale
+from uturn.errors import ArgumentError
 from uturn.rng import generator
+from uturn.sweep.channels import CHANNELS
 from uturn.victims.victim import to_pixels
 
 GRADIENTS = torch.randn(6, 2, 3, 9, 7, generator=torch.Generator().manual_seed(0))
@@ -97,6 +101,25 @@ def test_a_chain_passes_on() -> None:
         torch.testing.assert_close(update, (2 - index / 5) * direction.sign())
 
 
+def test_variance_tuning_adds_what_varied_one_step_before() -> None:
+    """Wang and He: v ← mean of ∇J around x − ∇J(x); the next direction is g + v."""
+    state = Variance().init(GRADIENTS[0])
+    before = torch.zeros_like(GRADIENTS[0])
+    for index in range(3):
+        own, *around = GRADIENTS[index], 2 * GRADIENTS[index + 1], 3 * GRADIENTS[index + 2]
+        mean = (own + sum(around)) / 3
+        out, state = Variance().update(mean, state, Info(index, 3, views=3, first=own))
+        torch.testing.assert_close(out, own + before)
+        before = sum(around) / 2 - own
+    with pytest.raises(ArgumentError, match="Neighbour"):
+        Variance().update(GRADIENTS[0], state, Info(0, 1))
+
+
+def test_per_channel_multiplies() -> None:
+    for update, grad in zip(walk(chain(Sign(2), PerChannel((1, 2, 3)))), GRADIENTS, strict=True):
+        assert torch.equal(update, 2 * grad.sign() * torch.tensor([1, 2, 3])[:, None, None])
+
+
 # -- views ----------------------------------------------------------------------------------------
 
 
@@ -129,7 +152,7 @@ def test_flip_mirrors(pixels: Tensor) -> None:
 
 
 def test_random_views_follow_the_picture_not_the_batch(pixels: Tensor) -> None:
-    for view in (Noise(4), ResizePad(0.3, chance=1.0)):
+    for view in (Noise(4), Neighbour(4), ResizePad(0.3, chance=1.0)):
         both = view(pixels, draw())
         assert torch.equal(both, view(pixels, draw()))
         assert torch.equal(both[1:], view(pixels[1:], draw()[1:]))
@@ -141,6 +164,19 @@ def test_random_views_follow_the_picture_not_the_batch(pixels: Tensor) -> None:
 def test_noise_has_its_size(pixels: Tensor) -> None:
     levels = (Noise(4.0)(pixels, draw()) - pixels) * 255
     assert float(levels.std()) == pytest.approx(4, rel=0.05)
+
+
+def test_neighbours_fill_their_cube(pixels: Tensor) -> None:
+    levels = (Neighbour(6.0)(pixels, draw()) - pixels) * 255
+    assert 5.9 < float(levels.abs().max()) <= 6.001
+    assert float(levels.std()) == pytest.approx(6 / 3**0.5, rel=0.05)
+
+
+def test_resampling_is_the_channel_that_pictures_must_survive(pixels: Tensor) -> None:
+    picture = (pixels[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    ours = Resample(0.5)(pixels, draw())[0].permute(1, 2, 0).numpy() * 255
+    # Pillow rounds after each of its four passes, by half a level at the most.
+    assert np.abs(ours - CHANNELS["resize"](picture)).max() <= 2.01
 
 
 @pytest.mark.parametrize("quality", [95, 75, 40])
@@ -157,7 +193,15 @@ def test_jpeg_comes_close_to_the_real_one(pixels: Tensor, quality: int) -> None:
 
 
 def test_every_view_lets_gradients_through(pixels: Tensor) -> None:
-    for view in (*SCALES, Flip(), Noise(2), ResizePad(chance=1.0), Jpeg(80)):
+    for view in (
+        *SCALES,
+        Flip(),
+        Noise(2),
+        Neighbour(2),
+        Resample(),
+        ResizePad(chance=1.0),
+        Jpeg(80),
+    ):
         leaf = pixels.clone().requires_grad_()
         view(leaf, draw()).square().sum().backward()
         assert leaf.grad is not None

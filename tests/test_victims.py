@@ -54,6 +54,59 @@ def test_differentiable_resizing_equals_pillow_within_rounding(
     assert float((preprocessing.resize(pixels) * 255 - grid).abs().max()) <= 1.51
 
 
+class Halves(nn.Module):
+    """Two parts, the upper and the lower half: their mean colours, each of its own length."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        upper, lower = x.chunk(2, dim=2)
+        return torch.stack([upper.mean((2, 3)), 3 * lower.mean((2, 3))], 1)  # (B, 2, 3)
+
+
+def test_parts_lie_side_by_side_each_of_unit_length() -> None:
+    plain = Preprocessing(size=(6, 4), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    head = nn.Linear(3, 5)
+    victim = Victim(name="pcb", network=Halves(), preprocessing=plain, classifier=head)
+    pixels = torch.rand(3, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    parts = victim.parts(pixels)
+    assert parts.shape == (3, 2, 3)
+    torch.testing.assert_close(parts[:, 1], 3 * pixels[:, :, 3:].mean((2, 3)))
+    unit = torch.nn.functional.normalize(parts, dim=2)
+    torch.testing.assert_close(victim.features(pixels), unit.flatten(1))
+    torch.testing.assert_close(victim.embed(pixels), unit.flatten(1) / 2**0.5)
+    torch.testing.assert_close(victim.logits(pixels), head(parts).mean(1))
+
+
+def test_several_scales_are_averaged(glyph_victim: Victim) -> None:
+    query = load_data("glyphs").query
+    pixels = to_pixels(glyph_victim.grid([query.read(i) for i in range(4)]))
+    several = glyph_victim.at_scales((1.0, 0.5))
+    alone = [glyph_victim.at_scales((scale,)).embed(pixels) for scale in (1.0, 0.5)]
+    torch.testing.assert_close(alone[0], glyph_victim.embed(pixels))
+    assert float((alone[0] * alone[1]).sum(1).max()) < 0.999
+    mean = torch.nn.functional.normalize(alone[0] + alone[1], dim=1)
+    torch.testing.assert_close(several.features(pixels), mean)
+    torch.testing.assert_close(several.embed(pixels), mean)
+    assert several.logits(pixels).shape == (4, 1587)
+    with pytest.raises(ArgumentError, match="scales must lie between"):
+        glyph_victim.at_scales(())
+    with pytest.raises(ArgumentError, match="scales must lie between"):
+        glyph_victim.at_scales((1.0, 0.0))
+
+
+def test_canvases_are_the_models_grid_or_the_pictures_own_sizes(glyph_victim: Victim) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [(40, 20), (32, 32), (40, 20)]
+    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    ((which, images),) = glyph_victim.canvases(pictures, "model")
+    assert which == [0, 1, 2]
+    assert torch.equal(images, glyph_victim.grid(pictures))
+    native = glyph_victim.canvases(pictures, "native")
+    assert [which for which, _ in native] == [[0, 2], [1]]
+    for which, images in native:
+        for i, image in zip(which, images, strict=True):
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), pictures[i])
+
+
 def test_resizing_lets_gradients_through(glyph_victim: Victim) -> None:
     pixels = torch.rand(1, 3, 48, 20, requires_grad=True)
     glyph_victim.features(pixels).square().sum().backward()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from uturn.attacks.objectives import Objective
 from uturn.attacks.problem import Problem, Start, better, keys
 from uturn.attacks.steps import Info, Step
+from uturn.attacks.surrogates import Surrogate
 from uturn.attacks.threats import Threat
 from uturn.attacks.views import Identity, View
 from uturn.errors import ArgumentError
@@ -38,6 +40,9 @@ class Attack:
     keep: Literal["last", "best"] = "last"
     """Return the last iterate, or per picture the one with the largest objective (which costs
     one more forward pass)."""
+
+    surrogate: Surrogate | None = None
+    """Another way back through the victim; None is the true gradient."""
 
     restart: int = 0
     """Another number draws another start and other views."""
@@ -96,6 +101,10 @@ class Attack:
             restart=self.restart,
         )
 
+    def way_back(self, index: int) -> AbstractContextManager[Any]:
+        """The context in which the gradient of step ``index`` is taken."""
+        return self.surrogate(Info(index, self.steps)) if self.surrogate else nullcontext()
+
     def climb(self, problem: Problem) -> tuple[Levels, list[Tensor]]:
         """The change before it is rounded, and the objective ``(B,)`` before each step."""
         delta = problem.start(self.start)
@@ -103,7 +112,7 @@ class Attack:
         best, best_value = delta, delta.new_full((len(delta),), -torch.inf)
         losses = []
         for index in range(self.steps):
-            slope = problem.slope(delta)
+            slope = problem.slope(delta, self.way_back(index))
             best, best_value = better(delta, slope.value, best, best_value)
             info = Info(index, self.steps, views=len(self.views), first=slope.first)
             update, state = self.step.update(slope.grad, state, info)

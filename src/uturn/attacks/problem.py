@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, final
+from typing import Any, Literal, Protocol, final
 
 import numpy as np
 import torch
@@ -113,18 +114,22 @@ class Problem:
         """The nearest allowed change."""
         return self.threat.project(delta, self.clean)
 
-    def slope(self, delta: Levels) -> Slope:
-        """The gradient at ``delta``; it costs one pass back per view."""
+    def slope(self, delta: Levels, way_back: AbstractContextManager[Any] | None = None) -> Slope:
+        """The gradient at ``delta``; it costs one pass back per view.
+
+        ``way_back`` is a context that changes how gradients pass (`uturn.attacks.surrogates`).
+        """
         levels = self.clean + delta
         grad, first = torch.zeros_like(levels), torch.empty(0)
         value = levels.new_zeros(len(levels))
-        for number, view in enumerate(self.views):  # one at a time: one graph in memory
-            pixels = (levels / LEVELS).requires_grad_()
-            per_sample = self.loss(view(pixels, self.draw))  # (B,)
-            own = torch.autograd.grad(per_sample.sum(), pixels)[0]
-            first = own if number == 0 else first
-            grad = grad + own
-            value += per_sample.detach()
+        with way_back or nullcontext():
+            for number, view in enumerate(self.views):  # one at a time: one graph in memory
+                pixels = (levels / LEVELS).requires_grad_()
+                per_sample = self.loss(view(pixels, self.draw))  # (B,)
+                own = torch.autograd.grad(per_sample.sum(), pixels)[0]
+                first = own if number == 0 else first
+                grad = grad + own
+                value += per_sample.detach()
         return Slope(grad / len(self.views), value / len(self.views), first)
 
     @torch.no_grad()

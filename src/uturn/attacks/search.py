@@ -79,7 +79,7 @@ class Search:
         last_value, last_scale, last_best = best_value, scale, best_value
         ends, begun, losses = checkpoints(total), 0, []
         for index in range(total):
-            slope = problem.slope(delta)
+            slope = problem.slope(delta, attack.way_back(index))
             grad, value = slope.grad, slope.value
             losses.append(value)
             rises += value > last_value

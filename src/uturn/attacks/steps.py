@@ -81,7 +81,8 @@ class Linear:
         return self.start + (self.end - self.start) * info.index / max(1, info.total - 1)
 
 
-def _at(size: Size, info: Info) -> float:
+def at(size: Size, info: Info) -> float:
+    """``size`` at this step."""
     return size(info) if callable(size) else size
 
 
@@ -102,7 +103,7 @@ class Sign:
         return None
 
     def update(self, grad: Tensor, state: None, info: Info) -> tuple[Levels, None]:
-        return _at(self.size, info) * grad.sign(), None
+        return at(self.size, info) * grad.sign(), None
 
 
 @final
@@ -120,7 +121,7 @@ class UnitL2:
 
     def update(self, grad: Tensor, state: None, info: Info) -> tuple[Levels, None]:
         norm = grad.flatten(1).norm(dim=1).clamp_min(torch.finfo(grad.dtype).tiny)
-        return _at(self.size, info) * grad / norm[:, None, None, None], None
+        return at(self.size, info) * grad / norm[:, None, None, None], None
 
 
 @final
@@ -149,7 +150,7 @@ class Adam:
         # Relative, because gradients of embeddings span many orders of magnitude.
         floor = 1e-8 * unbiased[1].amax((1, 2, 3), keepdim=True).sqrt()
         direction = unbiased[0] / (unbiased[1].sqrt() + floor + torch.finfo(grad.dtype).tiny)
-        return _at(self.size, info) * direction, (first, second)
+        return at(self.size, info) * direction, (first, second)
 
 
 @final

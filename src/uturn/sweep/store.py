@@ -122,7 +122,10 @@ class RunFolder:
     ) -> None:
         """Write the tables, mark the run as finished, and drop the parts."""
         buffer = io.BytesIO()
-        pa.parquet.write_table(pa.Table.from_pylist(queries), buffer)
+        # Only some attacks have a goal; pyarrow takes the columns from the first row.
+        columns = dict.fromkeys(key for row in queries for key in row)
+        full = [{key: row.get(key) for key in columns} for row in queries]
+        pa.parquet.write_table(pa.Table.from_pylist(full), buffer)
         self._write(self.path / "queries.parquet", buffer.getvalue())
         self.write_json("results.json", {"schema": SCHEMA, "rows": results})
         self.write_json("ranklists.json", {"schema": SCHEMA, "queries": ranklists})

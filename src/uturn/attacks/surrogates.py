@@ -1,0 +1,85 @@
+"""Surrogate gradients: another way back through the victim. The way forward stays its own.
+
+Scores, losses and everything that is reported come from the victim as it is; only the direction
+in which an attack climbs is taken from a kinder backward pass.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from uturn.attacks.steps import Info, Size, at
+
+
+class Surrogate(Protocol):
+    """A frozen value; inside the context it returns, gradients pass another way."""
+
+    def __call__(self, info: Info) -> AbstractContextManager[Any]: ...
+
+
+@final
+@dataclass(frozen=True)
+class LeakyReLU:
+    """Going back, a closed ReLU (or ReLU6) lets the share ``slope`` of the gradient through.
+
+    The true gradient knows nothing of units that a small change could open. 0 is the true one,
+    1 treats the units as linear. Networks without ReLUs are not touched.
+
+    Source: Guo et al., "Backpropagating Linearly Improves Transferability of Adversarial
+    Examples", NeurIPS 2020 (slope 1); the falling slope is ours (docs/uturn.md).
+    """
+
+    slope: Size = 0.1
+
+    def __call__(self, info: Info) -> AbstractContextManager[Any]:
+        return _Leaking(at(self.slope, info))
+
+
+_TOPS: dict[Any, float] = {
+    **dict.fromkeys((torch.relu, torch.relu_, F.relu, Tensor.relu, Tensor.relu_), torch.inf),
+    F.relu6: 6.0,
+}
+_IN_PLACE = (torch.relu_, Tensor.relu_)
+
+
+@final
+class _Leaking(TorchFunctionMode):
+    """Replaces ReLUs wherever the network calls them; modules and weights stay as they are."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _TOPS and torch.is_grad_enabled():
+            # A ReLU in place may be meant to change what a skip connection sees.
+            inplace = func in _IN_PLACE or bool(kwargs.get("inplace", False))
+            return _Leak.apply(args[0], self.slope, _TOPS[func], inplace)  # type: ignore[no-untyped-call]
+        return func(*args, **kwargs)
+
+
+@final
+class _Leak(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float, highest: float, inplace: bool) -> Tensor:
+        ctx.save_for_backward((x > 0) & (x < highest))
+        ctx.slope = slope
+        if inplace:
+            ctx.mark_dirty(x)
+            return x.clamp_(0, highest)
+        return x.clamp(0, highest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (passing,) = ctx.saved_tensors
+        return torch.where(passing, grad, ctx.slope * grad), None, None, None
