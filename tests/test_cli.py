@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from uturn import load_data
+from uturn import load_data, load_victim
 from uturn.cli import main
 from uturn.data.pictures import decode, encode
+from uturn.victims.victim import to_pixels
 
 
 def call(*arguments: str) -> Result:
@@ -83,6 +84,52 @@ def test_attack_writes_pictures_within_budget(tmp_path: Path) -> None:
         assert np.array_equal(clean, query.read(i))
         change = decode(tmp_path / "out" / f"in{i}.png").astype(int) - clean
         assert 0 < np.abs(change).max() <= 4
+
+
+def test_attack_at_native_size_and_towards_a_target(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (48, 20, 3)), ("b", (30, 30, 3))):
+        encode(tmp_path / f"{name}.png", rng.integers(0, 256, size, dtype=np.uint8))
+    encode(tmp_path / "goal.png", load_data("glyphs").query.read(900))
+    base = ("attack", *(str(tmp_path / f"{name}.png") for name in "ab"))
+    base = (*base, "--victim", "glyph_net", "--eps", "6", "--device", "cpu")
+    result = call(*base, "--at", "native", "--out", str(tmp_path / "native"))
+    assert result.exit_code == 0, result.output
+    for name, size in (("a", (48, 20, 3)), ("b", (30, 30, 3))):
+        changed = decode(tmp_path / "native" / f"{name}.png").astype(int)
+        assert changed.shape == size
+        assert 0 < np.abs(changed - decode(tmp_path / f"{name}.png")).max() <= 6
+    tma, goal = ("--attack", "tma:steps=30"), ("--target", str(tmp_path / "goal.png"))
+    result = call(*base, *tma, *goal, "--out", str(tmp_path / "tma"))
+    assert result.exit_code == 0, result.output
+    victim = load_victim("glyph_net")
+    pictures = [tmp_path / "tma" / "clean" / "a.png", tmp_path / "tma" / "a.png", Path(goal[1])]
+    clean, changed, wanted = victim.embed(to_pixels(victim.grid(map(decode, pictures))))
+    assert float(changed @ wanted) > float(clean @ wanted) + 0.2
+    result = call(*base, *tma, "--out", str(tmp_path / "none"))
+    assert result.exit_code == 1
+    assert "give it with --target" in result.output
+    result = call(*base, "--attack", "qa_plus", "--out", str(tmp_path / "none"))
+    assert "use it in `uturn sweep`" in result.output
+
+
+def test_universal_learns_a_file_that_a_sweep_uses(tmp_path: Path) -> None:
+    file = tmp_path / "u.safetensors"
+    result = call(
+        *("universal", "--victim", "glyph_net", "--data", "glyphs", "--eps", "8", "--quiet"),
+        *("--pictures", "640", "--device", "cpu", "--out", str(file)),
+    )
+    assert result.exit_code == 0, result.output
+    assert "640 pictures" in result.output
+    result = call(
+        *("sweep", "--victim", "glyph_net", "--data", "glyphs", "--eps", "8", "--quiet"),
+        *("--attack", f"noise,universal:file={file}", "--queries", "20", "--device", "cpu"),
+        *("--out", str(tmp_path / "run")),
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    recall = {row["attack"].partition(":")[0]: row["recall@1"] for row in rows}
+    assert recall["universal"] < 0.5 < 0.8 < recall["noise"]
 
 
 def test_attack_never_overwrites_what_it_reads(tmp_path: Path) -> None:

@@ -189,6 +189,11 @@ def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
     "--attack", "spec", default="odfa", show_default=True, help="Attack spec, such as odfa."
 )
 @click.option("--eps", type=float, required=True, help="Largest change of a value, in levels.")
+@click.option(
+    "--target",
+    type=click.Path(path_type=Path),
+    help="The picture to be retrieved as, for targeted attacks such as tma.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the PNGs.")
 @click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
 @AT
@@ -200,6 +205,7 @@ def attack(
     victim: str,
     spec: str,
     eps: float,
+    target: Path | None,
     out: Path,
     seed: int,
     at: Any,
@@ -211,7 +217,9 @@ def attack(
     The clean pictures at that size are written to OUT/clean, so that ε can be checked.
     """
     from uturn.attacks import load_attack
+    from uturn.attacks.problem import knowledge
     from uturn.data.pictures import decode, encode
+    from uturn.types import Scene
     from uturn.victims.victim import to_picture, to_pixels
     from uturn.victims.zoo import load_victim, pick_device
 
@@ -226,12 +234,21 @@ def attack(
         if path.resolve() in targets:
             raise click.ClickException(f"{path} would be overwritten; choose another --out")
     attacked, chosen = load_victim(victim, pick_device(device)), load_attack(spec, eps=eps)
+    missing = set(knowledge(chosen)) - ({"targets"} if target else set())
+    if missing == {"targets"}:
+        raise click.ClickException(f"{spec} pulls towards a picture; give it with --target")
+    if missing:
+        raise click.ClickException(
+            f"{spec} has to know the gallery; use it in `uturn sweep`, which provides that"
+        )
+    goal = attacked.grid([decode(target)]) if target else None
     for begin in range(0, len(images), batch_size):
         part = images[begin : begin + batch_size]
         cosines = dict[str, float]()
         for which, clean in attacked.canvases(list(map(decode, part)), at):
             mine = [part[i].stem for i in which]
-            found = chosen(attacked, clean, names=mine, seed=seed).images.cpu()
+            scene = Scene() if goal is None else Scene(targets=to_pixels(goal[[0] * len(mine)]))
+            found = chosen(attacked, clean, scene, names=mine, seed=seed).images.cpu()
             for name, before, after in zip(mine, clean, found, strict=True):
                 encode(out / CLEAN / f"{name}.png", to_picture(before))
                 encode(out / f"{name}.png", to_picture(after))

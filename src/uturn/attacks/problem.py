@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uturn.attacks.objectives import Loss, Objective
+from uturn.attacks.objectives import Loss, Objective, needs
 from uturn.attacks.threats import Threat
 from uturn.attacks.views import Draw, View
 from uturn.errors import ArgumentError, BudgetError
@@ -64,6 +64,11 @@ class Attacker(Protocol):
             ArgumentError: wrong shape or type. BudgetError: the threat was left (a bug).
         """
         ...
+
+
+def knowledge(attack: Attacker) -> tuple[str, ...]:
+    """The fields of the `Scene` that ``attack`` cannot do without."""
+    return (*needs(attack.objective), *getattr(attack, "needs", ()))
 
 
 @final

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uturn.attacks.objectives import MoveCandidates, MoveInRankings, needs
+from uturn.attacks.objectives import MoveCandidates, MoveInRankings
+from uturn.attacks.problem import knowledge
 from uturn.data.split import Split
 from uturn.retrieval import metrics
 from uturn.retrieval.index import build_index, top
@@ -64,10 +65,10 @@ class Insider:
 
     def goal(self, job: Job, names: Sequence[str], labels: Labels, features: Tensor) -> Goal | None:
         """What ``job`` is to achieve with these queries; None if it only has to do harm."""
-        objective = job.attack.objective if job.attack else None
-        wanted = needs(objective)
-        if not {"targets", "candidates", "queries"} & set(wanted):
+        wanted = knowledge(job.attack) if job.attack else ()
+        if job.attack is None or not {"targets", "candidates", "queries"} & set(wanted):
             return None
+        objective = job.attack.objective
         relevant, ignored = self.system.judge(labels, self.system.gallery)
         nearest = isinstance(objective, (MoveCandidates, MoveInRankings)) and not objective.up
         if nearest:  # what stands at the top is to fall
@@ -86,8 +87,7 @@ class Insider:
         goal: Goal | None,
     ) -> Scene:
         """What ``job`` is given for these queries."""
-        attack = job.attack
-        wanted = (*needs(attack.objective), *getattr(attack, "needs", ())) if attack else ()
+        wanted = knowledge(job.attack) if job.attack else ()
         relevant, ignored = self.system.judge(labels, self.system.gallery)
         given = None if goal is None else self.features[goal.chosen]
         pictured = goal is not None and goal.pictured
