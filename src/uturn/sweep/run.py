@@ -319,12 +319,11 @@ class _Sweep:
                 for answer in part["answers"]
             ]
         self._thumbnails({item["name"] for r in ranklists for item in r["items"]})
-        few = range(min(64, len(self.split.gallery)))
-        sample = extract_pictures(self.victim, self.split.gallery, few)
+        features = self.insider.features
         facts = {
-            "gallery": len(self.split.gallery),
-            "dimensions": sample.shape[1],
-            "nonnegative features": bool((sample >= 0).all()),
+            "gallery": len(features),
+            "dimensions": features.shape[1],
+            "nonnegative features": bool((features >= 0).all()),
             "gradients": sum(row["gradients"] * row["queries"] for row in results),
         }
         self.folder.finish(queries, results, ranklists, facts)
