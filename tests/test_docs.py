@@ -20,7 +20,14 @@ from uturn.attacks.loop import Attack
 from uturn.cli import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/attacks.md", "docs/uturn.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/attacks.md",
+    "docs/attacks/uturn.md",
+    "docs/paper_mode.md",
+    "docs/market1501.md",
+)
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -11,7 +11,6 @@ import dataclasses
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from uturn import attacks

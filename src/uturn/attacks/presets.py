@@ -30,6 +30,7 @@ from uturn.attacks.paper import PAPER
 from uturn.attacks.problem import Attacker, Start
 from uturn.attacks.search import Search
 from uturn.attacks.steps import Adam, Linear, Momentum, Sign, chain
+from uturn.attacks.surrogates import LeakyReLU
 from uturn.attacks.threats import LInf
 from uturn.attacks.universal import RandomSigns, Universal
 from uturn.attacks.universal import read as read_universal
@@ -104,17 +105,17 @@ def momentum(*, eps: float, steps: int | None = None, decay: float = 1.0) -> Att
 
 
 def uturn(*, eps: float, steps: int | None = None) -> Attack:
-    """Improved U-turn: centred target, sizes falling from 2ε, more momentum the more steps."""
+    """Improved U-turn: centred target, falling sizes, momentum, gradients through closed ReLUs."""
     J, T = OppositeDirection(centre=1.0), iterations(eps, steps)
-    size = Linear(2 * eps, max(0.5, 2 * eps / max(T, 1)))
-    step = chain(Momentum(min(0.5, T / 40)), Sign(size))
-    return Attack(objective=J, threat=LInf(eps), step=step, steps=T, start="sign")
+    size, back = Linear(2 * eps, max(0.5, 2 * eps / T)), LeakyReLU(Linear(0.15, 0))
+    step, threat = chain(Momentum(min(0.4, T / 40)), Sign(size)), LInf(eps)
+    return Attack(objective=J, threat=threat, step=step, steps=T, start="sign", surrogate=back)
 
 
 def apgd(*, eps: float, steps: int = 50) -> Search:
-    """APGD on the centred U-turn: halves its step by itself, returns the best it met."""
-    J, threat, step = OppositeDirection(centre=1.0), LInf(eps), Sign(2 * eps)
-    return Search(attack=Attack(objective=J, threat=threat, step=step, steps=steps, start="sign"))
+    """APGD on `uturn`'s objective and gradient: halves its step by itself, returns the best."""
+    attack = replace(uturn(eps=eps, steps=steps), step=Sign(2 * eps))
+    return Search(attack=attack)
 
 
 def qa_plus(*, eps: float, steps: int = 50) -> Attack:

@@ -33,7 +33,7 @@ class LeakyReLU:
     1 treats the units as linear. Networks without ReLUs are not touched.
 
     Source: Guo et al., "Backpropagating Linearly Improves Transferability of Adversarial
-    Examples", NeurIPS 2020 (slope 1); the falling slope is ours (docs/uturn.md).
+    Examples", NeurIPS 2020 (slope 1); the falling slope is ours (docs/attacks/uturn.md).
     """
 
     slope: Size = 0.1
