@@ -328,15 +328,16 @@ class Closed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.plain, self.inplace = nn.ReLU(), nn.ReLU(inplace=True)
+        self.plain, self.inplace, self.six = nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         return torch.stack(
             [
                 self.plain(x).sum(1),
-                (self.inplace(2 * x) + torch.relu(3 * x)).sum(1),
+                (self.inplace(2 * x) + torch.relu(input=3 * x)).sum(1),
                 nn.functional.relu6(x + 5.9).sum(1)
+                + self.six(x + 5.9).sum(1)
                 + (4 * x).relu().sum(1)
                 + (5 * x).relu_().sum(1),
             ],
@@ -356,7 +357,9 @@ def test_leaky_relus_leak_backwards_only(slope: float) -> None:
     closed = (x <= 0).float()
     relu = 1 - closed + slope * closed
     six = ((x > -5.9) & (x < 0.1)).float()
-    torch.testing.assert_close(leaf.grad, (1 + 2 + 3 + 4 + 5) * relu + six + slope * (1 - six))
+    torch.testing.assert_close(
+        leaf.grad, (1 + 2 + 3 + 4 + 5) * relu + 2 * (six + slope * (1 - six))
+    )
 
 
 def test_a_relu_in_place_still_changes_what_a_skip_sees() -> None:

@@ -15,7 +15,16 @@ import pytest
 import torch
 
 import uturn
-from uturn.attacks import minimal, objectives, search, steps, threats, universal, views
+from uturn.attacks import (
+    minimal,
+    objectives,
+    search,
+    steps,
+    surrogates,
+    threats,
+    universal,
+    views,
+)
 from uturn.attacks.loop import Attack
 from uturn.cli import main
 
@@ -91,7 +100,7 @@ def test_every_attack_and_piece_is_in_the_catalogue() -> None:
     page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
     for name in uturn.attacks.PRESETS:
         assert f"| `{name}` |" in page
-    for room in (objectives, threats, steps, views, search, minimal, universal):
+    for room in (objectives, threats, steps, views, surrogates, search, minimal, universal):
         for name, piece in vars(room).items():
             mine = getattr(piece, "__module__", "") == room.__name__ and isinstance(piece, type)
             internal = name in ("Info", "Chain") or getattr(piece, "_is_protocol", False)

@@ -33,18 +33,37 @@ def test_osnet_reaches_its_published_score(shared_data: Path) -> None:
     print(json.dumps(values))
 
 
-def test_300_queries_at_eps_4(shared_data: Path, tmp_path: Path) -> None:
+def test_300_queries(shared_data: Path, tmp_path: Path) -> None:
+    """The baselines' order, and the aims that were set for `uturn`."""
     victim, data = specs(shared_data)
-    plan = Plan(victim=victim, data=data, queries=300, seed=1, eps=(4,))
-    rows = {row["attack"]: row for row in run(plan, tmp_path / "run", progress=False)}
-    print(json.dumps({name: row["recall@1"] for name, row in rows.items()}))
-    assert rows["clean"]["recall@1"] >= 0.9
-    assert rows["odfa"]["recall@1"] <= 0.06
+    attacks = ("fast", "basic", "least_likely", "odfa", "uturn", "uturn:steps=20")
+    plan = Plan(victim=victim, data=data, attacks=attacks, queries=300, seed=1, eps=(2, 4))
+    found = run(plan, tmp_path / "run", progress=False)
+    recall = {(row["attack"], row["eps"]): row["recall@1"] for row in found}
+    print(json.dumps({f"{name} {eps}": value for (name, eps), value in recall.items()}))
+    assert recall["clean", 0] >= 0.9
+    assert recall["odfa", 4] <= 0.06
     for name in ("fast", "basic", "least_likely"):
-        assert rows["odfa"]["recall@1"] < rows[name]["recall@1"] < rows["clean"]["recall@1"]
+        assert recall["odfa", 4] < recall[name, 4] < recall["clean", 0]
+    assert recall["uturn", 4] <= 0.005  # 5 gradients
+    assert recall["uturn:steps=20", 2] <= 0.0201  # 6 of 300
     images = tmp_path / "run" / "images"
-    scored = list(images.glob("*/eps4/*.png"))
-    assert len(scored) == 4 * 300
-    for path in scored:
-        clean = decode(images / "clean" / path.name).astype(int)
-        assert np.abs(decode(path) - clean).max() <= 4
+    for eps in (2, 4):
+        scored = list(images.glob(f"*/eps{eps}/*.png"))
+        assert len(scored) == 6 * 300
+        for path in scored:
+            clean = decode(images / "clean" / path.name).astype(int)
+            assert np.abs(decode(path) - clean).max() <= eps
+
+
+def test_targets_and_candidates_move(shared_data: Path, tmp_path: Path) -> None:
+    victim, data = specs(shared_data)
+    attacks = ("tma", "qa_plus", "qa_minus", "ca_plus", "ca_minus")
+    plan = Plan(victim=victim, data=data, attacks=attacks, queries=20, seed=1, eps=(8,))
+    goals = {row["attack"]: row["goal"] for row in run(plan, tmp_path / "run", progress=False)}
+    print(json.dumps(goals))
+    assert goals["tma"]["first"] >= 0.9
+    for name in ("qa_plus", "ca_plus"):
+        assert goals[name]["attacked"] < 0.2 < 0.3 < goals[name]["clean"]
+    for name in ("qa_minus", "ca_minus"):
+        assert goals[name]["clean"] < 0.01 < 0.5 < goals[name]["attacked"]

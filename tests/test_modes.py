@@ -114,8 +114,39 @@ def test_paper_attacks_spend_the_papers_gradients() -> None:
             assert preset(eps=eps).gradients == (1 if name == "fast" else iterations(eps))
     with pytest.raises(SpecError, match=r"unknown attack of the paper 'uturn'; known: basic, fast"):
         plan(mode="paper", attacks=("uturn",))
+    with pytest.raises(ArgumentError, match="worst is a set of attacks of its own"):
+        plan(mode="paper", attacks=("odfa", "worst"))
     with pytest.raises(SpecError, match="unknown mode 'papers'"):
         plan(mode="papers")
+
+
+def test_papers_sma_holds_its_ball_around_the_random_start() -> None:
+    """No value leaves ε around the start, but 2 ε around the picture is reached."""
+    victim, eps = load_victim("glyph_net"), 8
+    images = torch.full((4, 3, 32, 32), 128, dtype=torch.uint8)
+    attack = PAPER["sma"](eps=eps)
+    problem = attack.pose(victim, images)
+    start = problem.start("sample")
+    delta, _ = attack.climb(problem)
+    ratio = torch.tensor([0.229, 0.224, 0.225])[:, None, None] / 0.226
+    assert float(((delta - start) / ratio).abs().max()) <= eps + 1e-4
+    assert float((start / ratio).abs().max()) <= eps
+    assert float((delta / ratio).abs().max()) > 1.5 * eps
+
+
+def test_every_attack_of_the_paper_climbs_and_keeps_its_whitened_ball() -> None:
+    victim, query = load_victim("glyph_net"), load_data("glyphs").query
+    images = victim.grid([query.read(i) for i in range(0, 4000, 400)])
+    for name, preset in PAPER.items():
+        attack = preset(eps=8)
+        problem = attack.pose(victim, images)
+        start = problem.start(attack.start)
+        delta, _ = attack.climb(problem)
+        # Where the gradient is zero at the start, any change is a gain.
+        assert float((problem.value(delta) - problem.value(start)).mean()) > 0, name
+        change = attack(victim, images).delta
+        reach = (16 if name == "sma" else 8) * torch.tensor([0.229, 0.224, 0.225]) / 0.226
+        assert bool((change.abs().amax((0, 2, 3)) <= reach + 1).all()), name
 
 
 # -- scales ----------------------------------------------------------------------------------------
@@ -173,7 +204,10 @@ def test_places_of_candidates_against_brute_force(insider, spec: str) -> None:  
         else:
             assert not relevant[q, goal.chosen[q]].any()
         expected.append(float(np.mean(places)))
-    assert known.positions(goal, labels, features).tolist() == expected
+    found = known.places(goal, labels, features)
+    assert found["goal_rank"] == expected
+    assert found["goal_items"] == (~ignored).sum(1).tolist()
+    assert found["goal_first"] == [spec == "qa_minus"] * 6
 
 
 @pytest.mark.parametrize("spec", ["ca_plus", "ca_minus"])
@@ -184,13 +218,23 @@ def test_places_of_the_picture_as_a_candidate_against_brute_force(insider, spec:
     assert goal.as_candidate
     unit = torch.nn.functional.normalize(known.features, dim=1)
     own = torch.nn.functional.normalize(features, dim=1)
-    for q, place in enumerate(known.positions(goal, labels, features).tolist()):
+    for q, place in enumerate(known.places(goal, labels, features)["goal_rank"]):
         places = []
         for asking in goal.chosen[q].tolist():
             mine = float(unit[asking] @ own[q])
             others = [i for i in range(len(unit)) if i != asking]
             places.append(1 + sum(float(unit[asking] @ unit[i]) >= mine for i in others))
         assert place == pytest.approx(float(np.mean(places)), abs=0.41)  # last bits of a float
+
+
+def test_looking_at_scales_keeps_the_goal(insider) -> None:  # type: ignore[no-untyped-def]
+    known, split, features = insider
+    labels = Labels.of(split.query, torch.device("cpu"))
+    plain, scaled = (
+        known.goal(job(spec), split.query.names, labels, features)
+        for spec in ("qa_minus", "qa_minus:scales=1+0.5")
+    )
+    assert torch.equal(plain.chosen, scaled.chosen)
 
 
 def test_what_an_insider_is_given_does_not_depend_on_the_batch(insider) -> None:  # type: ignore[no-untyped-def]
@@ -241,8 +285,7 @@ def test_a_goal_is_a_row_of_its_own_kind(tmp_path: Path) -> None:
     assert "goal 1st" in html.write(out).read_text()
     stored = pq.read_table(out / "queries.parquet").to_pylist()
     tma = [row for row in stored if row["attack"] == "tma:steps=40"]
-    last = len(load_data("glyphs").gallery) - 1
-    mean = np.mean([(row["goal_rank"] - 1) / last for row in tma])
+    mean = np.mean([(row["goal_rank"] - 1) / (row["goal_items"] - 1) for row in tma])
     assert goals["tma:steps=40"]["attacked"] == pytest.approx(mean)
 
 
@@ -283,9 +326,17 @@ def test_positions_count_ties_against_the_attacker(insider) -> None:  # type: ig
     known, split, features = insider
     labels = Labels.of(split.query, torch.device("cpu"))
     goal = Goal(torch.zeros(6, 1, dtype=torch.int64), as_candidate=False, pictured=True)
-    collapsed = known.positions(goal, labels, torch.zeros_like(features))
-    _, ignored = known.system.judge(labels, known.system.gallery)
-    assert collapsed.tolist() == (~ignored).sum(1).tolist()
+    collapsed = known.places(goal, labels, torch.zeros_like(features))
+    assert collapsed["goal_rank"] == collapsed["goal_items"]
+    assert not any(collapsed["goal_first"])
+
+
+def test_no_two_attacks_share_a_folder() -> None:
+    names = ["universal:file=a/b", "universal:file=a_b", "odfa:steps=20", "uturn:views=a+b,steps=2"]
+    folders = [Job(name, 8).folder for name in (*names, "universal:file=" + "/long" * 99)]
+    assert len(set(folders)) == len(folders)
+    assert all(len(folder) < 120 for folder in folders)
+    assert folders[2] == "odfa_steps=20/eps8"
 
 
 def test_an_unknown_place_to_attack_is_refused() -> None:

@@ -18,8 +18,9 @@ from uturn.attacks.loop import Attack
 from uturn.attacks.minimal import Minimal
 from uturn.attacks.objectives import OppositeDirection
 from uturn.attacks.presets import PRESETS
+from uturn.attacks.problem import Slope
 from uturn.attacks.search import Search, checkpoints
-from uturn.attacks.steps import Sign, UnitL2
+from uturn.attacks.steps import Info, Sign, UnitL2
 from uturn.attacks.threats import L2, LInf
 from uturn.attacks.universal import RandomSigns, learn, read
 from uturn.data.pictures import Pictures
@@ -49,6 +50,48 @@ def test_search_reaches_the_vertex_of_a_linear_victim(pictures: Tensor) -> None:
     found = Search(attack=attack)(victim, pictures)
     assert torch.equal(found.delta, (-4 * w.sign()).expand_as(found.delta))
     assert found.gradients == 6
+
+
+def test_the_first_interval_of_search_counts_rises_only(pictures: Tensor) -> None:
+    """Eight rises in eleven steps are fewer than ¾ of them: halved at the first checkpoint."""
+    values = [float(v) for v in (0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5)]
+    sizes = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Counting:
+        def init(self, delta: Tensor) -> None:
+            return None
+
+        def update(self, grad: Tensor, state: None, info: Info):  # type: ignore[no-untyped-def]
+            return torch.ones_like(grad), None
+
+    class Played:
+        """A problem whose values are given."""
+
+        clean = torch.zeros(1, 3, 1, 1)
+
+        def start(self, kind: str) -> Tensor:
+            return torch.zeros(1, 3, 1, 1)
+
+        def slope(self, delta: Tensor, way_back: object) -> Slope:
+            value = torch.tensor([values[len(sizes)]])
+            sizes.append(float(delta[0, 0, 0, 0]))
+            return Slope(torch.ones_like(delta), value, torch.ones_like(delta))
+
+        def project(self, delta: Tensor) -> Tensor:
+            return delta
+
+        def value(self, delta: Tensor) -> Tensor:
+            return torch.tensor([-1.0])
+
+    attack = Attack(objective=RAW_TURN, threat=LInf(255), step=Counting(), steps=50)
+    search = Search(attack=dataclasses.replace(attack, steps=50), inertia=0.0)
+    values += [5.0] * 40
+    search.climb(Played())  # type: ignore[arg-type]
+    # Seven rises in the eleven steps to the first checkpoint: back to the best, at half the step.
+    assert sorted(checkpoints(50))[0] == 11
+    assert sizes[:12] == [float(i) for i in range(12)]
+    assert sizes[12] == 11.5
 
 
 def test_search_halves_its_step_where_a_fixed_one_oscillates(pictures: Tensor) -> None:
@@ -124,6 +167,8 @@ def test_minimal_needs_a_ranking(pictures: Tensor) -> None:
         attacks.minimal(eps=4)(victim, pictures)
     with pytest.raises(ArgumentError, match="at least one attack"):
         Minimal(ladder=())
+    with pytest.raises(ArgumentError, match="this one must be given targets"):
+        attacks.load_attack("minimal:by=tma", eps=4)
 
 
 # -- universal -------------------------------------------------------------------------------------
@@ -264,6 +309,23 @@ def test_no_named_attack_ever_leaves_its_budget(seed, preset, eps, shape) -> Non
     assert torch.equal(change.float(), found.delta)
 
 
+def test_each_picture_is_on_its_own_in_every_loop(glyph_victim: Victim) -> None:
+    query = load_data("glyphs").query
+    images = glyph_victim.grid([query.read(i) for i in (0, 700, 1400)])
+
+    def lost(tried: Tensor, which: Tensor) -> Tensor:
+        return tried.float().mean((1, 2, 3)) > 128
+
+    names = ["a", "b", "c"]
+    for attack in (attacks.apgd(eps=4, steps=6), attacks.minimal(eps=3, by="odfa:steps=2")):
+        whole = attack(glyph_victim, images, Scene(lost=lost), names=names).images
+        for i in range(3):
+            one = slice(i, i + 1)
+            alone = attack(glyph_victim, images[one], Scene(lost=lost), names=names[one]).images
+            # The last bit of a sum over a batch can turn a sign here and there.
+            assert float((whole[one] != alone).float().mean()) < 0.02
+
+
 def test_options_that_every_climbing_attack_has() -> None:
     attack = attacks.load_attack("odfa:steps=3,views=identity+jpeg75,restart=2", eps=4)
     assert [type(view).__name__ for view in attack.views] == ["Identity", "Jpeg"]
@@ -271,8 +333,17 @@ def test_options_that_every_climbing_attack_has() -> None:
     searching = attacks.load_attack("apgd:scales=1+0.5", eps=4)
     assert "AtScales" in repr(searching)
     assert "scales=(1.0, 0.5)" in repr(searching)
+    assert searching.gradients == 100  # at each of two scales
     with pytest.raises(SpecError, match="unknown view 'blur'; known: flip, identity, jpeg75"):
         attacks.load_attack("odfa:views=blur", eps=4)
+    for eps in (0.5, float("nan"), float("inf")):
+        for name in ("uturn", "minimal", "noise", "apgd"):
+            with pytest.raises(ArgumentError, match="between 1 and 255 levels"):
+                attacks.load_attack(name, eps=eps)
+    with pytest.raises(ArgumentError, match="at least 1 step"):
+        attacks.load_attack("apgd:steps=0", eps=4)
+    with pytest.raises(SpecError, match="unknown view ''"):
+        attacks.load_attack("odfa:views=", eps=4)
     with pytest.raises(SpecError, match="scales are numbers"):
         attacks.load_attack("odfa:scales=big", eps=4)
     with pytest.raises(SpecError, match="this attack does not climb"):

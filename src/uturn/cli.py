@@ -234,6 +234,8 @@ def attack(
         if path.resolve() in targets:
             raise click.ClickException(f"{path} would be overwritten; choose another --out")
     attacked, chosen = load_victim(victim, pick_device(device)), load_attack(spec, eps=eps)
+    if target and "targets" not in knowledge(chosen):
+        raise click.ClickException(f"{spec} pulls towards no picture; leave --target away")
     missing = set(knowledge(chosen)) - ({"targets"} if target else set())
     if missing == {"targets"}:
         raise click.ClickException(f"{spec} pulls towards a picture; give it with --target")
@@ -252,8 +254,10 @@ def attack(
             for name, before, after in zip(mine, clean, found, strict=True):
                 encode(out / CLEAN / f"{name}.png", to_picture(before))
                 encode(out / f"{name}.png", to_picture(after))
-            written = attacked.grid(decode(out / f"{name}.png") for name in mine)
-            pair = attacked.embed(to_pixels(clean)), attacked.embed(to_pixels(written))
+            pair = [
+                attacked.embed(to_pixels(attacked.grid(decode(f / f"{n}.png") for n in mine)))
+                for f in (out / CLEAN, out)
+            ]
             cosines |= dict(zip(mine, (pair[0] * pair[1]).sum(1).tolist(), strict=True))
         for path in part:
             click.echo(f"{out / path.stem}.png  cosine to clean {cosines[path.stem]:+.3f}")

@@ -63,10 +63,10 @@ class Perturbation:
     """``images`` less the clean pictures, in levels: whole numbers, float."""
 
     losses: Tensor
-    """The objective before each step: ``(steps, B)``."""
+    """The objective before each step: ``(steps, B)``; without steps if nothing was climbed."""
 
     gradients: int
-    """Gradients spent per picture: steps × views."""
+    """Gradients spent per picture; where pictures differ, the most that one can cost."""
 
     seconds: float
     """Wall time of the whole batch."""

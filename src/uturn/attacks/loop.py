@@ -10,15 +10,30 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from uturn.attacks.objectives import Objective
+from uturn.attacks.objectives import Objective, looks
 from uturn.attacks.problem import Problem, Start, better, keys
 from uturn.attacks.steps import Info, Step
 from uturn.attacks.surrogates import Surrogate
-from uturn.attacks.threats import Threat
+from uturn.attacks.threats import LInf, Threat
 from uturn.attacks.views import Identity, View
 from uturn.errors import ArgumentError
 from uturn.types import LEVELS, Levels, Perturbation, Scene
 from uturn.victims.victim import Victim
+
+
+def iterations(eps: float, steps: int | None = None) -> int:
+    """``steps``, or the paper's number of them: T(ε) = round(min(ε + 4, 1.25 ε)), at least 1.
+
+    Raises:
+        ArgumentError: no ε (see `LInf`), or fewer than one step.
+
+    >>> [iterations(eps) for eps in (2, 4, 8, 12, 16)]
+    [2, 5, 10, 15, 20]
+    """
+    LInf(eps)
+    if steps is not None and steps < 1:
+        raise ArgumentError(f"an attack needs at least 1 step, got {steps}")
+    return max(1, round(min(eps + 4, 1.25 * eps))) if steps is None else steps
 
 
 @final
@@ -55,8 +70,8 @@ class Attack:
 
     @property
     def gradients(self) -> int:
-        """Gradients per picture: steps × views."""
-        return self.steps * len(self.views)
+        """Gradients per picture: steps × views × scales that are looked at one by one."""
+        return self.steps * len(self.views) * looks(self.objective)
 
     def __call__(
         self,

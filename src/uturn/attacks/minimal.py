@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from uturn.attacks.objectives import Objective
-from uturn.attacks.problem import Attacker, certified, keys
+from uturn.attacks.problem import Attacker, certified, keys, knowledge
 from uturn.attacks.threats import Threat
 from uturn.errors import ArgumentError
 from uturn.types import Perturbation, Scene
@@ -36,6 +36,12 @@ class Minimal:
     def __post_init__(self) -> None:
         if not self.ladder:
             raise ArgumentError("a search for the smallest ε needs at least one attack")
+        wanted = {field for attack in self.ladder for field in knowledge(attack)}
+        if wanted:
+            raise ArgumentError(
+                "a search for the smallest ε takes attacks that know the query only, such as "
+                f"uturn; this one must be given {', '.join(sorted(wanted))}"
+            )
 
     @property
     def threat(self) -> Threat:

@@ -38,6 +38,18 @@ def needs(objective: Objective | None) -> tuple[str, ...]:
     return tuple(getattr(objective, "needs", ()))
 
 
+def looks(objective: Objective) -> int:
+    """How often one gradient of ``objective`` passes through the victim."""
+    return len(objective.scales) if isinstance(objective, AtScales) else 1
+
+
+def lowers(objective: Objective | None) -> bool:
+    """Whether what was chosen is to fall in a ranking, and not to rise."""
+    if isinstance(objective, AtScales):
+        return lowers(objective.objective)
+    return isinstance(objective, (MoveCandidates, MoveInRankings)) and not objective.up
+
+
 @final
 @dataclass(frozen=True)
 class OppositeDirection:
@@ -184,7 +196,7 @@ class MoveCandidates:
             feature = victim.embed(pixels)[:, :, None]  # (B, D, 1)
             near, far = (chosen @ feature), (others @ feature).mT  # (B, M, 1), (B, 1, N)
             wrong = far - near if self.up else near - far
-            return -wrong.relu().mean((1, 2))
+            return -wrong.clamp(min=0).mean((1, 2))
 
         return loss
 
@@ -211,7 +223,7 @@ class MoveInRankings:
         def loss(pixels: Pixels) -> Tensor:
             own = queries @ victim.embed(pixels)[:, :, None]  # (B, M, 1)
             wrong = rivals - own if self.up else own - rivals
-            return -wrong.relu().mean((1, 2))
+            return -wrong.clamp(min=0).mean((1, 2))
 
         return loss
 
@@ -240,8 +252,9 @@ class AtScales:
     """Another objective with the victim at each of ``scales`` on its own: the mean of the losses.
 
     ``(1.0,)`` attacks a victim that averages over scales as if it looked at one only; several
-    are the paper's multi-scale query. Without this, the gradient goes through the victim's own
-    averaging of embeddings, which is the stronger attack if its scales are known.
+    are the paper's multi-scale query. One gradient costs as many passes as there are scales.
+    Without this, it goes through the victim's own averaging of embeddings, which is the
+    stronger attack if its scales are known.
 
     Source: Zheng et al., IJCV 2022 (multi-scale query).
     """

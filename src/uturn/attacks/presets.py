@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from uturn import specs
-from uturn.attacks.loop import Attack
+from uturn.attacks.loop import Attack, iterations
 from uturn.attacks.minimal import Minimal
 from uturn.attacks.objectives import (
     AtScales,
@@ -36,15 +36,6 @@ from uturn.attacks.universal import RandomSigns, Universal
 from uturn.attacks.universal import read as read_universal
 from uturn.attacks.views import VIEWS
 from uturn.errors import SpecError
-
-
-def iterations(eps: float, steps: int | None = None) -> int:
-    """``steps``, or the paper's number of them: T(ε) = round(min(ε + 4, 1.25 ε)), at least 1.
-
-    >>> [iterations(eps) for eps in (2, 4, 8, 12, 16)]
-    [2, 5, 10, 15, 20]
-    """
-    return max(1, round(min(eps + 4, 1.25 * eps))) if steps is None else steps
 
 
 def fast(*, eps: float) -> Attack:
@@ -150,6 +141,7 @@ def fna(*, eps: float, steps: int | None = None) -> Attack:
 
 def minimal(*, eps: float, by: str = "uturn:steps=20") -> Minimal:
     """The smallest whole ε, up to this one, at which a query loses its first match."""
+    LInf(eps)
     return Minimal(ladder=tuple(load_attack(by, eps=e) for e in range(1, int(eps) + 1)))
 
 
@@ -214,7 +206,11 @@ def load_attack(spec: str, *, eps: float, mode: Mode = "default") -> Attacker:
 
 
 def _adjusted(
-    attack: Attacker, spec: str, views: str = "", scales: str = "", restart: str = ""
+    attack: Attacker,
+    spec: str,
+    views: str | None = None,
+    scales: str | None = None,
+    restart: str | None = None,
 ) -> Attacker:
     if isinstance(attack, Search):
         inner = _adjusted(attack.attack, spec, views, scales, restart)
@@ -222,14 +218,14 @@ def _adjusted(
         return replace(attack, attack=inner)
     if not isinstance(attack, Attack):
         raise SpecError(f"{spec!r}: this attack does not climb; it has no {', '.join(ADJUSTMENTS)}")
-    if views:
+    if views is not None:
         named = [VIEWS[specs.choose("view", name, VIEWS)] for name in views.split("+")]
         attack = replace(attack, views=tuple(view for group in named for view in group))
     try:
-        if scales:
+        if scales is not None:
             at = tuple(float(scale) for scale in scales.split("+"))
             attack = replace(attack, objective=AtScales(attack.objective, at))
-        if restart:
+        if restart is not None:
             attack = replace(attack, restart=int(restart))
     except ValueError:
         raise SpecError(f"{spec!r}: scales are numbers, 1+0.7071+0.5; restart is one") from None

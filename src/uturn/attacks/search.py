@@ -26,7 +26,8 @@ class Search:
 
     At fixed checkpoints a picture's step is halved if fewer than ``rho`` of the steps since the
     last one raised the objective, or if neither step nor best value has changed in between; it
-    then goes on from its best change so far. The best one is returned.
+    then goes on from its best change so far, at rest (the paper keeps the inertia of the jump
+    back). The best one is returned.
 
     ``attack`` says what is climbed, within what, from where and for how many steps; its step
     gives the direction, and its size the first step (2 ε in the paper).
@@ -76,7 +77,7 @@ class Search:
         rises = torch.zeros_like(scale)
         best, best_value = delta, torch.full_like(scale, -torch.inf)
         best_grad = torch.zeros_like(delta)
-        last_value, last_scale, last_best = best_value, scale, best_value
+        last_value, last_scale, last_best = torch.full_like(scale, torch.inf), scale, best_value
         ends, begun, losses = checkpoints(total), 0, []
         for index in range(total):
             slope = problem.slope(delta, attack.way_back(index))
@@ -87,6 +88,8 @@ class Search:
             improved = _wide(value > best_value)
             best_grad = torch.where(improved, grad, best_grad)
             best, best_value = better(delta, value, best, best_value)
+            if index == 0:
+                last_best = best_value
             if index in ends:
                 few = rises < self.rho * (index - begun)
                 stuck = (scale == last_scale) & (best_value == last_best)

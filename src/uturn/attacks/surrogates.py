@@ -42,10 +42,7 @@ class LeakyReLU:
         return _Leaking(at(self.slope, info))
 
 
-_TOPS: dict[Any, float] = {
-    **dict.fromkeys((torch.relu, torch.relu_, F.relu, Tensor.relu, Tensor.relu_), torch.inf),
-    F.relu6: 6.0,
-}
+_RELUS = (torch.relu, torch.relu_, F.relu, Tensor.relu, Tensor.relu_)
 _IN_PLACE = (torch.relu_, Tensor.relu_)
 
 
@@ -61,11 +58,25 @@ class _Leaking(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _TOPS and torch.is_grad_enabled():
-            # A ReLU in place may be meant to change what a skip connection sees.
-            inplace = func in _IN_PLACE or bool(kwargs.get("inplace", False))
-            return _Leak.apply(args[0], self.slope, _TOPS[func], inplace)  # type: ignore[no-untyped-call]
-        return func(*args, **kwargs)
+        highest = _highest(func, args, kwargs)
+        if highest is None or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        # A ReLU in place may be meant to change what a skip connection sees.
+        inplace = func in _IN_PLACE or bool(kwargs.get("inplace", False))
+        x = args[0] if args else kwargs["input"]
+        return _Leak.apply(x, self.slope, highest, inplace)  # type: ignore[no-untyped-call]
+
+
+def _highest(func: Any, args: Any, kwargs: dict[str, Any]) -> float | None:
+    """Where a call stops rising: infinity for a ReLU, 6 for a ReLU6; None if it is neither."""
+    if func in _RELUS:
+        return torch.inf
+    if func is F.relu6:
+        return 6.0
+    if func is F.hardtanh:  # what nn.ReLU6 calls
+        low, high = (*args[1:3], *(kwargs.get(k) for k in ("min_val", "max_val")))[:2]
+        return float(high) if low == 0 and high is not None else None
+    return None
 
 
 @final

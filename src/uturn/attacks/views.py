@@ -51,7 +51,11 @@ class Flip:
 @final
 @dataclass(frozen=True)
 class Scale:
-    """Both sides multiplied by ``factor``; the victim resizes again if its size is fixed."""
+    """Both sides multiplied by ``factor``, as a smaller copy of the picture would be shown.
+
+    The victim puts it on its own grid again, so this is a blur. To look at a victim at several
+    input sizes, as the paper's multi-scale query does, use `objectives.AtScales`.
+    """
 
     factor: float
 
@@ -61,7 +65,7 @@ class Scale:
 
 
 SCALES = (Scale(1.0), Scale(1 / math.sqrt(2)), Scale(0.5))
-"""The paper's multi-scale query: gradients are averaged over 1, 1/√2 and 1/2."""
+"""Copies at 1, 1/√2 and 1/2 of the size."""
 
 
 @final

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from uturn.attacks.objectives import MoveCandidates, MoveInRankings
+from uturn.attacks.objectives import lowers
 from uturn.attacks.problem import knowledge
-from uturn.data.split import Split
+from uturn.data.split import JUNK, Split
 from uturn.retrieval import metrics
 from uturn.retrieval.index import build_index, top
 from uturn.retrieval.judge import Labels
@@ -68,10 +68,8 @@ class Insider:
         wanted = knowledge(job.attack) if job.attack else ()
         if job.attack is None or not {"targets", "candidates", "queries"} & set(wanted):
             return None
-        objective = job.attack.objective
         relevant, ignored = self.system.judge(labels, self.system.gallery)
-        nearest = isinstance(objective, (MoveCandidates, MoveInRankings)) and not objective.up
-        if nearest:  # what stands at the top is to fall
+        if lowers(job.attack.objective):  # what stands at the top is to fall
             chosen = top(self.system.index.scores(features), ignored, CHOSEN)[0]
         else:
             count = 1 if "targets" in wanted else CHOSEN
@@ -88,9 +86,10 @@ class Insider:
     ) -> Scene:
         """What ``job`` is given for these queries."""
         wanted = knowledge(job.attack) if job.attack else ()
+        if not wanted:
+            return Scene()
         relevant, ignored = self.system.judge(labels, self.system.gallery)
         given = None if goal is None else self.features[goal.chosen]
-        pictured = goal is not None and goal.pictured
         rivals = None
         if "others" in wanted:
             rivals = self.features[self._draw(names, "rivals", ~(relevant | ignored), RIVALS)]
@@ -102,7 +101,7 @@ class Insider:
             alone = relevant.sum(1) == 0
             same = torch.where(alone[:, None, None], features[:, None].expand_as(same), same)
         return Scene(
-            targets=self._pictures(goal.chosen[:, 0]) if goal is not None and pictured else None,
+            targets=self._pictures(goal.chosen[:, 0]) if goal and goal.pictured else None,
             candidates=given if "candidates" in wanted else None,
             queries=given if "queries" in wanted else None,
             others=rivals,
@@ -113,32 +112,44 @@ class Insider:
         )
 
     @torch.no_grad()
-    def positions(self, goal: Goal, labels: Labels, features: Tensor) -> Tensor:
-        """Mean place of what was chosen, among all that is not ignored: ``(B,)``, 1 is first.
+    def places(self, goal: Goal, labels: Labels, features: Tensor) -> dict[str, list[Any]]:
+        """Columns of per-query values: how the chosen items stand among all not ignored.
 
-        Ties count against the attacker who wants to rise: the other item is ahead.
+        ``goal_rank``: their mean place, 1 is first. ``goal_items``: how many are ranked.
+        ``goal_first``: whether nothing else stands before them. Ties count against an attacker
+        who wants to rise: the other item is ahead.
         """
-        if goal.as_candidate:
-            return self._as_candidate(goal, features)
+        ranked = self._as_candidate if goal.as_candidate else self._as_query
+        places, items = ranked(goal, labels, features)  # (B, M), (B,)
+        best = 1 if goal.as_candidate else places.shape[1]
+        return {
+            "goal_rank": places.double().mean(1).tolist(),
+            "goal_items": items.tolist(),
+            "goal_first": (places <= best).all(1).tolist(),
+        }
+
+    def _as_query(self, goal: Goal, labels: Labels, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of the chosen items in the attacked pictures' rankings."""
         _, ignored = self.system.judge(labels, self.system.gallery)
         scores = self.system.index.scores(features).masked_fill(ignored, -torch.inf)
         own = scores.gather(1, goal.chosen)  # (B, M)
-        ahead = torch.stack([(scores >= own[:, [m]]).sum(1) for m in range(own.shape[1])], 1)
-        return ahead.double().mean(1)  # an item reaches its own score, so 1 is first
+        # An item reaches its own score, so 1 is first.
+        places = torch.stack([(scores >= one[:, None]).sum(1) for one in own.T], 1)
+        return places, (~ignored).sum(1)
 
-    def _as_candidate(self, goal: Goal, features: Tensor) -> Tensor:
+    def _as_candidate(self, goal: Goal, labels: Labels, features: Tensor) -> tuple[Tensor, Tensor]:
         """Places of the attacked pictures as gallery items, asked by the chosen ones."""
         pictures = build_index(self.index, features, self.victim.similarity)
+        counted = self.system.gallery.identities != JUNK
         places = []
         for column in goal.chosen.T:  # (B,)
             asked = self.features[column]
             scores = self.system.index.scores(asked)  # (B, G)
             own = pictures.scores(asked).diagonal()[:, None]
-            junk = self.system.gallery.identities < 0
-            ahead = (scores >= own) & ~junk
+            ahead = (scores >= own) & counted
             ahead.scatter_(1, column[:, None], False)  # whoever asks does not find itself
             places.append(1 + ahead.sum(1))
-        return torch.stack(places, 1).double().mean(1)
+        return torch.stack(places, 1), counted.sum().expand(len(features))
 
     def _lost(self, images: Tensor, labels: Labels) -> Tensor:
         seen = self.victim.grid(map(to_picture, images))

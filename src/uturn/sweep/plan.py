@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -42,10 +43,13 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Where its pictures lie below ``images/``."""
+        """Where its pictures lie below ``images/``; no two attacks share a place."""
         if self.eps == 0:
             return CLEAN
-        name = re.sub(r"[^\w.=-]", "_", self.name)
+        name = re.sub(r"[^\w.=,+-]", "_", self.name)
+        if name != self.name.replace(":", "_", 1) or len(name) > 100:
+            digest = hashlib.blake2b(self.name.encode(), digest_size=4).hexdigest()
+            name = f"{name[:80]}-{digest}"
         return f"{name}/eps{self.eps}"
 
     @property
@@ -109,6 +113,8 @@ class Plan:
                 raise ArgumentError(f"{what} must be given, each once; got {list(values)}")
         if self.batch_size < 1:
             raise ArgumentError(f"the batch size must be at least 1, got {self.batch_size}")
+        if paper and WORST in self.attacks:
+            raise ArgumentError(f"{WORST} is a set of attacks of its own, which the paper has not")
         list(self.jobs())  # an unknown attack or an impossible ε fails here, not in an hour
 
     def jobs(self) -> Iterator[Job]:

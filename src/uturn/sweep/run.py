@@ -45,7 +45,6 @@ SHOWN = 8
 """Queries whose rank lists are kept for the report: the first of the seeded sample, not the
 most telling ones."""
 RANKS = 10
-_GOAL = ("goal_rank", "goal_rank_clean")
 
 
 def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
@@ -252,8 +251,9 @@ class _Sweep:
             ranks = self._ranks(extract(self.victim, seen), labels)
             columns |= {f"{key}|{channel}": ranks[key] for key in ("first_match_rank", "ap")}
         if goal is not None:
-            for key, seen in (("goal_rank", features), ("goal_rank_clean", queries.features)):
-                columns[key] = self.insider.positions(goal, labels, seen).tolist()
+            before = self.insider.places(goal, labels, queries.features)
+            columns |= self.insider.places(goal, labels, features)
+            columns["goal_rank_clean"] = before["goal_rank"]
         cosine = F.cosine_similarity(features, queries.features).tolist()
         rows = [
             {
@@ -371,12 +371,14 @@ class _Sweep:
         """Where the chosen items stood and stand, 0 first and 1 last; None without a goal."""
         if "goal_rank" not in rows[0]:
             return None
-        places = {key: np.array([row[key] for row in rows]) for key in _GOAL}
-        last = max(1, len(self.split.gallery) - 1)
+
+        def mean(key: str) -> float:
+            return float(np.mean([(row[key] - 1) / max(1, row["goal_items"] - 1) for row in rows]))
+
         return {
-            "clean": float(((places["goal_rank_clean"] - 1) / last).mean()),
-            "attacked": float(((places["goal_rank"] - 1) / last).mean()),
-            "first": float((places["goal_rank"] == 1).mean()),
+            "clean": mean("goal_rank_clean"),
+            "attacked": mean("goal_rank"),
+            "first": float(np.mean([row["goal_first"] for row in rows])),
         }
 
     def _thumbnails(self, names: set[str]) -> None:

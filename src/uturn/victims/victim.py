@@ -125,7 +125,9 @@ class Victim:
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
-        return f"Victim({self.name}, {height}×{width}, weights {self.fingerprint[:12] or '?'})"
+        scales = "" if self.scales == (1.0,) else f" at scales {self.scales}"
+        weights = self.fingerprint[:12] or "?"
+        return f"Victim({self.name}, {height}×{width}{scales}, weights {weights})"
 
     def at_scales(self, scales: tuple[float, ...]) -> Victim:
         """The same victim looking at its pictures at ``scales``."""
