@@ -29,6 +29,22 @@ class Linear(nn.Module):
         return (x[:, None] * self.weight).sum((2, 3, 4)) + self.bias
 
 
+class Tiny(nn.Module):
+    """A small convolutional network with random weights."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.conv(x).relu().mean((2, 3)))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def linear_victim(weight: Tensor, bias: Tensor, classifier: nn.Module | None = None) -> Victim:
     """A victim on raw pixels ``(3, 8, 4)`` with a known optimum for every attack."""
     return Victim(

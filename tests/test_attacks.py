@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from tests.conftest import RAW, linear_victim
+from tests.conftest import RAW, Tiny, linear_victim, normal
 from uturn import Scene, attacks, load_data
 from uturn.attacks.loop import Attack
 from uturn.attacks.objectives import (
@@ -32,11 +32,6 @@ from uturn.errors import ArgumentError, BudgetError, SpecError
 from uturn.retrieval.system import extract
 from uturn.rng import generator
 from uturn.victims.victim import Victim, to_pixels
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 RAW_TURN = OppositeDirection("raw")
 
@@ -476,16 +471,6 @@ def test_the_gradient_is_zero_at_the_clean_picture(
 
 
 # -- promises --------------------------------------------------------------------------------------
-
-
-class Tiny(nn.Module):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.conv(x).relu().mean((2, 3)))
 
 
 @given(

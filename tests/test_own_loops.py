@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.conftest import RAW, linear_victim
+from tests.conftest import RAW, Tiny, linear_victim, normal
 from uturn import Scene, attacks, load_data
 from uturn.attacks.loop import Attack
 from uturn.attacks.minimal import Minimal
@@ -28,10 +28,6 @@ from uturn.errors import ArgumentError, CheckpointError, SpecError
 from uturn.victims.victim import Victim, to_pixels
 
 RAW_TURN = OppositeDirection("raw")
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 # -- APGD ------------------------------------------------------------------------------------------
@@ -269,16 +265,6 @@ def test_noise_is_plus_or_minus_eps_and_keyed_by_name(pictures: Tensor) -> None:
 
 
 # -- all of them -----------------------------------------------------------------------------------
-
-
-class Tiny(nn.Module):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.conv(x).relu().mean((2, 3)))
 
 
 @given(
