@@ -255,3 +255,7 @@ def test_names_that_try_to_be_markup_are_text(browser: Any, evil_run: Path) -> N
     assert EVIL in page.locator(".ranks img").first.get_attribute("alt")
     assert page.locator("body script").count() == 2
     assert complaints == []
+
+
+def test_twenty_attacks_look_different() -> None:
+    assert len({figures.style(position) for position in range(24)}) == 24

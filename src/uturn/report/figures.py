@@ -44,8 +44,9 @@ class Series:
 
 
 def style(position: int) -> tuple[str, str]:
-    """Colour and marker of the attack at ``position``."""
-    return COLOURS[position % len(COLOURS)], _MARKERS[position % len(_MARKERS)]
+    """Colour and marker of the attack at ``position``; each round of colours shifts the markers."""
+    shift = position // len(COLOURS)
+    return COLOURS[position % len(COLOURS)], _MARKERS[(position + shift) % len(_MARKERS)]
 
 
 def curves(

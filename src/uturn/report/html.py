@@ -55,7 +55,7 @@ def _render(run: Path) -> str:
     rows: list[Row] = _read(run, "results.json")["rows"]
     clean, attacked = rows[0], rows[1:]
     names = list(dict.fromkeys(row["attack"] for row in attacked))
-    strongest = min(names, key=lambda name: _mean(attacked, name, "recall@1"))
+    strongest = min(names, key=lambda n: tuple(_mean(attacked, n, k) for k in ("recall@1", "map")))
     styles = {name: figures.style(position) for position, name in enumerate(names)}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("uturn.report"),
