@@ -23,6 +23,7 @@ from uturn.attacks.objectives import (
     TowardsTarget,
 )
 from uturn.attacks.presets import PRESETS, iterations, load_attack
+from uturn.attacks.problem import Batch
 from uturn.attacks.search import Search
 from uturn.attacks.steps import Adam, Cosine, Info, Linear, Momentum, Sign, Smooth, UnitL2, chain
 from uturn.attacks.surrogates import LeakyReLU
@@ -87,7 +88,7 @@ def test_l2_on_a_linear_victim_gains_eps_times_the_norm(pictures: Tensor) -> Non
     victim = linear_victim(w, torch.tensor([50.0]))
     attack = Attack(objective=RAW_TURN, threat=L2(eps), step=UnitL2(2 * eps), steps=2)
     clean = pictures.float()
-    delta, _ = attack.climb(attack.pose(victim, pictures))
+    delta, _ = attack.climb(attack.pose(Batch(victim, pictures)))
     gain = victim.features((clean + delta) / 255) - victim.features(clean / 255)
     assert gain.flatten().tolist() == pytest.approx([-eps / 255 * float(w.norm())] * 5, abs=1e-4)
     # On the 8-bit lattice nearly all of it is left, and the length is never exceeded.
@@ -168,7 +169,7 @@ def test_every_preset_climbs_its_objective(glyph_victim: Victim, glyph_queries: 
         loss = attack.objective.bind(glyph_victim, clean, scene)
         names = [str(i) for i in range(12)]
         inner = attack.attack if isinstance(attack, Search) else attack
-        problem = inner.pose(glyph_victim, glyph_queries, scene, names=names)
+        problem = inner.pose(Batch(glyph_victim, glyph_queries, scene, names=names))
         start = problem.start(inner.start) / 255
         found = attack(glyph_victim, glyph_queries, scene, names=names)
         gained = loss(to_pixels(found.images)) - loss(clean + start)
@@ -377,7 +378,7 @@ def test_the_slope_follows_its_schedule_and_the_loss_stays_the_victims(
     plain = attacks.odfa(eps=4)
     leaky = dataclasses.replace(plain, surrogate=LeakyReLU(Linear(0.2, 0.0)))
     names = [str(i) for i in range(12)]
-    problem = leaky.pose(glyph_victim, glyph_queries, names=names)
+    problem = leaky.pose(Batch(glyph_victim, glyph_queries, names=names))
     start = problem.start("sign")
     slopes = [problem.slope(start, leaky.way_back(i)) for i in (0, leaky.steps - 1)]
     true = problem.slope(start)
@@ -443,7 +444,7 @@ def test_the_centred_target_is_reachable_where_the_opposite_is_not(pictures: Ten
     for centre in (0.0, 1.0):
         objective = OppositeDirection(centre=centre)
         attack = dataclasses.replace(attacks.odfa(eps=4), objective=objective)
-        problem = attack.pose(victim, pictures)
+        problem = attack.pose(Batch(victim, pictures))
         sizes[centre] = float(problem.slope(problem.start("clean")).grad.abs().mean())
     assert sizes[0.0] < 1e-3 * sizes[1.0]
     # Features of mean 0 have the same target either way.
@@ -460,13 +461,13 @@ def test_the_gradient_is_zero_at_the_clean_picture(
     glyph_victim: Victim, glyph_queries: Tensor
 ) -> None:
     """The trap: with unit features the climb starts on noise unless it starts beside x."""
-    problem = attacks.odfa(eps=8).pose(glyph_victim, glyph_queries)
+    problem = attacks.odfa(eps=8).pose(Batch(glyph_victim, glyph_queries))
     sizes = {
         start: float(problem.slope(problem.start(start)).grad.abs().mean())
         for start in ("clean", "sign")
     }
     assert sizes["clean"] < 1e-3 * sizes["sign"]
-    raw = attacks.odfa(eps=8, target="raw").pose(glyph_victim, glyph_queries)
+    raw = attacks.odfa(eps=8, target="raw").pose(Batch(glyph_victim, glyph_queries))
     assert float(raw.slope(raw.start("clean")).grad.abs().mean()) > sizes["sign"]
 
 
@@ -553,7 +554,7 @@ def test_views_average_gradients(pictures: Tensor) -> None:
     victim = linear_victim(normal(2, 3, 8, 4), normal(2))
     one, other = attacks.odfa(eps=4), dataclasses.replace(attacks.odfa(eps=4), views=(Flip(),))
     both = dataclasses.replace(one, views=(Identity(), Flip()))
-    problems = [a.pose(victim, pictures) for a in (one, other, both)]
+    problems = [a.pose(Batch(victim, pictures)) for a in (one, other, both)]
     gradients = [problem.slope(problem.start("sign")).grad for problem in problems]
     torch.testing.assert_close(gradients[2], (gradients[0] + gradients[1]) / 2)
 

@@ -18,6 +18,7 @@ from uturn import load_data, load_victim
 from uturn.attacks import load_attack
 from uturn.attacks.paper import PAPER
 from uturn.attacks.presets import iterations
+from uturn.attacks.problem import Batch
 from uturn.data.pictures import decode
 from uturn.data.split import Split
 from uturn.errors import ArgumentError, SpecError
@@ -125,7 +126,7 @@ def test_papers_sma_holds_its_ball_around_the_random_start() -> None:
     victim, eps = load_victim("glyph_net"), 8
     images = torch.full((4, 3, 32, 32), 128, dtype=torch.uint8)
     attack = PAPER["sma"](eps=eps)
-    problem = attack.pose(victim, images)
+    problem = attack.pose(Batch(victim, images))
     start = problem.start("sample")
     delta, _ = attack.climb(problem)
     ratio = torch.tensor([0.229, 0.224, 0.225])[:, None, None] / 0.226
@@ -139,7 +140,7 @@ def test_every_attack_of_the_paper_climbs_and_keeps_its_whitened_ball() -> None:
     images = victim.grid([query.read(i) for i in range(0, 4000, 400)])
     for name, preset in PAPER.items():
         attack = preset(eps=8)
-        problem = attack.pose(victim, images)
+        problem = attack.pose(Batch(victim, images))
         start = problem.start(attack.start)
         delta, _ = attack.climb(problem)
         # Where the gradient is zero at the start, any change is a gain.

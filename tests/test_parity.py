@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from uturn import attacks
 from uturn.attacks.loop import Attack
+from uturn.attacks.problem import Batch
 from uturn.attacks.steps import UnitL2
 from uturn.attacks.threats import L2
 from uturn.victims.victim import Victim, to_pixels
@@ -51,7 +52,7 @@ def foolboxs(victim: Victim, images: Tensor, attack: Any, eps: float) -> Tensor:
 
 
 def ours(victim: Victim, images: Tensor, attack: Attack) -> Tensor:
-    delta, _ = attack.climb(attack.pose(victim, images))
+    delta, _ = attack.climb(attack.pose(Batch(victim, images)))
     return delta
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -11,14 +10,13 @@ import torch
 from torch import Tensor
 
 from uturn.attacks.objectives import Objective, looks
-from uturn.attacks.problem import Problem, Start, better, keys
+from uturn.attacks.problem import Attacker, Batch, Problem, Start, better
 from uturn.attacks.steps import Info, Step
 from uturn.attacks.surrogates import Surrogate
 from uturn.attacks.threats import LInf, Threat
 from uturn.attacks.views import Identity, View
 from uturn.errors import ArgumentError
-from uturn.types import LEVELS, Levels, Perturbation, Scene
-from uturn.victims.victim import Victim
+from uturn.types import LEVELS, Levels
 
 
 def iterations(eps: float, steps: int | None = None) -> int:
@@ -73,46 +71,21 @@ class Attack:
         """Gradients per picture: steps × views × scales that are looked at one by one."""
         return self.steps * len(self.views) * looks(self.objective)
 
-    def __call__(
-        self,
-        victim: Victim,
-        images: Tensor,
-        scene: Scene | None = None,
-        *,
-        names: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> Perturbation:
-        """Attack uint8 ``images`` ``(B, 3, H, W)``; each picture is on its own.
+    __call__ = Attacker.__call__
 
-        ``names`` key the randomness; without them the content of each picture does. The
-        result holds whole levels inside the threat, so an 8-bit lossless file keeps it.
+    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
+        """The change before it is rounded, and the objective ``(B,)`` before each step."""
+        return self.climb(self.pose(batch))
 
-        Raises:
-            ArgumentError: wrong shape or type. BudgetError: the threat was left (a bug).
-        """
-        problem = self.pose(victim, images, scene, names=names, seed=seed)
-        delta, losses = self.climb(problem)
-        return problem.solved(delta, losses, self.gradients)
-
-    def pose(
-        self,
-        victim: Victim,
-        images: Tensor,
-        scene: Scene | None = None,
-        *,
-        names: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> Problem:
-        """Bind the objective to ``images``: what there is to climb."""
-        named = keys(images, names)
-        clean = images.to(victim.device).float()  # levels
+    def pose(self, batch: Batch) -> Problem:
+        """Bind the objective to the pictures: what there is to climb."""
         return Problem(
-            clean=clean,
-            loss=self.objective.bind(victim, clean / LEVELS, scene or Scene()),
+            clean=batch.clean,
+            loss=self.objective.bind(batch.victim, batch.clean / LEVELS, batch.scene),
             threat=self.threat,
             views=self.views,
-            names=named,
-            seed=seed,
+            names=batch.keys,
+            seed=batch.seed,
             restart=self.restart,
         )
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -12,11 +10,10 @@ import torch
 from torch import Tensor
 
 from uturn.attacks.objectives import Objective
-from uturn.attacks.problem import Attacker, certified, keys, knowledge
+from uturn.attacks.problem import Attacker, Batch, knowledge
 from uturn.attacks.threats import Threat
 from uturn.errors import ArgumentError
-from uturn.types import Perturbation, Scene
-from uturn.victims.victim import Victim
+from uturn.types import Levels
 
 
 @final
@@ -62,42 +59,30 @@ class Minimal:
         rounds = math.ceil(math.log2(len(self.ladder) + 1))
         return sum(sorted(attack.gradients for attack in self.ladder)[-rounds:])
 
-    def __call__(
-        self,
-        victim: Victim,
-        images: Tensor,
-        scene: Scene | None = None,
-        *,
-        names: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> Perturbation:
-        """Attack uint8 ``images`` ``(B, 3, H, W)``; see `uturn.attacks.Attack`."""
-        if scene is None or scene.lost is None:
+    __call__ = Attacker.__call__
+
+    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
+        """Per picture the change of the first attack that is enough, or of the strongest."""
+        lost_now, images, last = batch.scene.lost, batch.images, len(self.ladder) - 1
+        if lost_now is None:
             raise ArgumentError("the smallest ε is found by asking a ranking: pass Scene(lost=…)")
-        began, named = time.perf_counter(), keys(images, names)
-        everyone = torch.arange(len(images))
         found = images.clone()
-        # The answer lies in low … high; high = len(ladder) stands for "none of them".
-        low, high = torch.zeros(len(images)).long(), torch.full((len(images),), len(self.ladder))
-        open_ = ~scene.lost(images, everyone).cpu()
-        strongest = images.clone()
+        # The answer lies in low … high; high = last + 1 stands for "none of them".
+        low, high = torch.zeros(len(images)).long(), torch.full((len(images),), last + 1)
+        open_ = ~lost_now(images, torch.arange(len(images))).cpu()
         while bool(open_.any()):
             middle = (low + high) // 2
             for rung in sorted(set(middle[open_].tolist())):
                 which = ((middle == rung) & open_).nonzero()[:, 0]
+                names = [batch.keys[i] for i in which]
                 attack = self.ladder[rung]
                 tried = attack(
-                    victim, images[which], scene, names=[named[i] for i in which], seed=seed
+                    batch.victim, images[which], batch.scene, names=names, seed=batch.seed
                 ).images.to(images.device)
-                lost = scene.lost(tried, which).cpu()
-                found[which[lost]] = tried[lost]
+                lost = lost_now(tried, which).cpu()
+                kept = lost | (rung == last)  # the strongest is kept even if it is in vain
+                found[which[kept]] = tried[kept]
                 high[which[lost]] = rung
                 low[which[~lost]] = rung + 1
-                if rung == len(self.ladder) - 1:
-                    strongest[which] = tried
             open_ &= low < high
-        never = high == len(self.ladder)
-        found[never] = strongest[never]
-        clean = images.to(victim.device).float()
-        delta = found.to(clean) - clean
-        return certified(self.threat, clean, delta, [], self.gradients, began)
+        return found.to(batch.clean) - batch.clean, []

@@ -20,6 +20,7 @@ from uturn.attacks.objectives import (
     AwayFromPredicted,
     MoveCandidates,
     MoveInRankings,
+    Objective,
     OppositeDirection,
     Target,
     TowardsLeastLikely,
@@ -109,28 +110,29 @@ def apgd(*, eps: float, steps: int = 50) -> Search:
     return Search(attack=attack)
 
 
+def _ranked(J: Objective, eps: float, steps: int) -> Attack:
+    step = chain(Momentum(0.5), Sign(Linear(eps / 2, 0.5)))
+    return Attack(objective=J, threat=LInf(eps), step=step, steps=steps)
+
+
 def qa_plus(*, eps: float, steps: int = 50) -> Attack:
     """QA+: change the query so that chosen gallery items rise in its ranking."""
-    step = chain(Momentum(0.5), Sign(Linear(eps / 2, 0.5)))
-    return Attack(objective=MoveCandidates(up=True), threat=LInf(eps), step=step, steps=steps)
+    return _ranked(MoveCandidates(up=True), eps, steps)
 
 
 def qa_minus(*, eps: float, steps: int = 50) -> Attack:
     """QA−: change the query so that chosen gallery items fall in its ranking."""
-    step = chain(Momentum(0.5), Sign(Linear(eps / 2, 0.5)))
-    return Attack(objective=MoveCandidates(up=False), threat=LInf(eps), step=step, steps=steps)
+    return _ranked(MoveCandidates(up=False), eps, steps)
 
 
 def ca_plus(*, eps: float, steps: int = 50) -> Attack:
     """CA+: change a gallery picture so that it rises in the rankings of chosen queries."""
-    step = chain(Momentum(0.5), Sign(Linear(eps / 2, 0.5)))
-    return Attack(objective=MoveInRankings(up=True), threat=LInf(eps), step=step, steps=steps)
+    return _ranked(MoveInRankings(up=True), eps, steps)
 
 
 def ca_minus(*, eps: float, steps: int = 50) -> Attack:
     """CA−: change a gallery picture so that it falls in the rankings of chosen queries."""
-    step = chain(Momentum(0.5), Sign(Linear(eps / 2, 0.5)))
-    return Attack(objective=MoveInRankings(up=False), threat=LInf(eps), step=step, steps=steps)
+    return _ranked(MoveInRankings(up=False), eps, steps)
 
 
 def fna(*, eps: float, steps: int | None = None) -> Attack:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal, Protocol, final
 
 import numpy as np
@@ -46,6 +46,10 @@ class Attacker(Protocol):
         """Gradients spent per picture, at the most."""
         ...
 
+    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
+        """The change before it is rounded, and the objective ``(B,)`` before each step."""
+        ...
+
     def __call__(
         self,
         victim: Victim,
@@ -63,7 +67,45 @@ class Attacker(Protocol):
         Raises:
             ArgumentError: wrong shape or type. BudgetError: the threat was left (a bug).
         """
-        ...
+        # Every attack takes this as its own: ``__call__ = Attacker.__call__``.
+        began = time.perf_counter()
+        batch = Batch(victim, images, scene or Scene(), names, seed)
+        delta, losses = self.find(batch)
+        delta = certified(self.threat, batch.clean, delta)
+        return Perturbation(
+            images=(batch.clean + delta).to(torch.uint8),
+            delta=delta,
+            losses=torch.stack(losses) if losses else delta.new_zeros(0, len(delta)),
+            gradients=self.gradients,
+            seconds=time.perf_counter() - began,
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What an attack is called with, checked: pictures, their victim and what is known.
+
+    Raises:
+        ArgumentError: the images are no 8-bit batch, or the names do not fit them.
+    """
+
+    victim: Victim
+    images: Tensor
+    """uint8 ``(B, 3, H, W)``."""
+
+    scene: Scene = field(default_factory=Scene)
+    names: InitVar[Sequence[str] | None] = None
+    seed: int = 0
+    keys: Sequence[str] = field(init=False)
+    """What keys each picture's randomness: its name, or else its content."""
+
+    clean: Levels = field(init=False)
+    """The images on the victim's device, in levels."""
+
+    def __post_init__(self, names: Sequence[str] | None) -> None:
+        object.__setattr__(self, "keys", _keys(self.images, names))
+        object.__setattr__(self, "clean", self.images.to(self.victim.device).float())
 
 
 def knowledge(attack: Attacker) -> tuple[str, ...]:
@@ -99,7 +141,6 @@ class Problem:
     seed: int
     restart: int = 0
     draw: Draw = field(init=False)
-    began: float = field(init=False, default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "draw", self._generators("views"))
@@ -143,24 +184,13 @@ class Problem:
         pixels = (self.clean + delta) / LEVELS
         return torch.stack([self.loss(view(pixels, self.draw)) for view in self.views]).mean(0)
 
-    def solved(self, delta: Levels, losses: list[Tensor], gradients: int) -> Perturbation:
-        """Round ``delta`` to whole levels inside the threat, certify it, and hand it over."""
-        return certified(self.threat, self.clean, delta, losses, gradients, self.began)
-
     def _generators(self, purpose: str) -> list[np.random.Generator]:
         again = (self.restart,) if self.restart else ()
         return [generator(self.seed, name, purpose, *again) for name in self.names]
 
 
-def certified(
-    threat: Threat,
-    clean: Levels,
-    delta: Levels,
-    losses: list[Tensor],
-    gradients: int,
-    began: float,
-) -> Perturbation:
-    """Never trust an attack: whole levels, inside the threat, inside 0 … 255.
+def certified(threat: Threat, clean: Levels, delta: Levels) -> Levels:
+    """Round ``delta`` inside the threat, and never trust it: whole levels, inside 0 … 255.
 
     Raises:
         BudgetError: the threat's own project or round is wrong.
@@ -174,13 +204,7 @@ def certified(
             f"an attack left its threat {threat} (size {size.max():g} levels, whole: "
             f"{whole}, in range: {inside}); the threat's project or round is wrong"
         )
-    return Perturbation(
-        images=pixels.to(torch.uint8),
-        delta=delta,
-        losses=torch.stack(losses) if losses else clean.new_zeros(0, len(clean)),
-        gradients=gradients,
-        seconds=time.perf_counter() - began,
-    )
+    return delta
 
 
 def better(delta: Levels, value: Tensor, best: Levels, best_value: Tensor) -> tuple[Levels, Tensor]:
@@ -192,12 +216,7 @@ def better(delta: Levels, value: Tensor, best: Levels, best_value: Tensor) -> tu
     )
 
 
-def keys(images: Tensor, names: Sequence[str] | None) -> Sequence[str]:
-    """What keys each picture's randomness: its name, or else its content.
-
-    Raises:
-        ArgumentError: the images are no 8-bit batch, or the names do not fit them.
-    """
+def _keys(images: Tensor, names: Sequence[str] | None) -> Sequence[str]:
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ArgumentError(
             f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -12,11 +11,10 @@ from torch import Tensor
 
 from uturn.attacks.loop import Attack
 from uturn.attacks.objectives import Objective
-from uturn.attacks.problem import Problem, better
+from uturn.attacks.problem import Attacker, Batch, Problem, better
 from uturn.attacks.steps import Info
 from uturn.attacks.threats import Threat
-from uturn.types import Levels, Perturbation, Scene
-from uturn.victims.victim import Victim
+from uturn.types import Levels
 
 
 @final
@@ -54,19 +52,10 @@ class Search:
         """Gradients per picture, as many as its attack's."""
         return self.attack.gradients
 
-    def __call__(
-        self,
-        victim: Victim,
-        images: Tensor,
-        scene: Scene | None = None,
-        *,
-        names: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> Perturbation:
-        """Attack uint8 ``images`` ``(B, 3, H, W)``; see `uturn.attacks.Attack`."""
-        problem = self.attack.pose(victim, images, scene, names=names, seed=seed)
-        delta, losses = self.climb(problem)
-        return problem.solved(delta, losses, self.gradients)
+    __call__ = Attacker.__call__
+
+    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
+        return self.climb(self.attack.pose(batch))
 
     def climb(self, problem: Problem) -> tuple[Levels, list[Tensor]]:
         """The best change found, and the objective ``(B,)`` before each step."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -19,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uturn.attacks.objectives import Objective, OppositeDirection
-from uturn.attacks.problem import Problem, certified, keys
+from uturn.attacks.problem import Attacker, Batch, Problem
 from uturn.attacks.steps import Info, Linear, Momentum, Sign, chain
 from uturn.attacks.threats import LInf
 from uturn.attacks.views import Identity
@@ -27,7 +25,7 @@ from uturn.data.pictures import Pictures
 from uturn.errors import ArgumentError, CheckpointError
 from uturn.progress import bar
 from uturn.rng import generator
-from uturn.types import LEVELS, Levels, Perturbation, Scene
+from uturn.types import LEVELS, Levels, Scene
 from uturn.victims.victim import Victim
 
 _KEY = "uturn-universal"
@@ -54,24 +52,13 @@ class Universal:
     objective: None = None
     gradients: int = 0
 
-    def __call__(
-        self,
-        victim: Victim,
-        images: Tensor,
-        scene: Scene | None = None,
-        *,
-        names: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> Perturbation:
-        """Change uint8 ``images`` ``(B, 3, H, W)``; see `uturn.attacks.Attack`."""
-        began = time.perf_counter()
-        keys(images, names)
-        clean = images.to(victim.device).float()
-        delta = self.delta.to(clean)
+    __call__ = Attacker.__call__
+
+    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
+        clean, delta = batch.clean, self.delta.to(batch.clean)
         if delta.shape[2:] != clean.shape[2:]:
             delta = F.interpolate(delta, clean.shape[2:], mode="bilinear", align_corners=False)
-        delta = self.threat.project(delta.expand_as(clean), clean)
-        return certified(self.threat, clean, delta, [], 0, began)
+        return self.threat.project(delta.expand_as(clean), clean), []
 
     def save(self, path: Path) -> None:
         """Write the perturbation and where it is from (``.safetensors``)."""
@@ -90,22 +77,14 @@ class RandomSigns:
     objective: None = None
     gradients: int = 0
 
-    def __call__(
-        self,
-        victim: Victim,
-        images: Tensor,
-        scene: Scene | None = None,
-        *,
-        names: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> Perturbation:
-        """Change uint8 ``images`` ``(B, 3, H, W)``; see `uturn.attacks.Attack`."""
-        began, named = time.perf_counter(), keys(images, names)
-        clean = images.to(victim.device).float()
-        shape = tuple(clean.shape[1:])
-        signs = [2 * generator(seed, n, "noise").integers(0, 2, shape) - 1 for n in named]
-        delta = torch.from_numpy(np.stack(signs)).to(clean) * math.floor(self.threat.eps)
-        return certified(self.threat, clean, self.threat.project(delta, clean), [], 0, began)
+    __call__ = Attacker.__call__
+
+    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
+        clean, shape = batch.clean, tuple(batch.clean.shape[1:])
+        rngs = [generator(batch.seed, key, "noise") for key in batch.keys]
+        signs = np.stack([2 * rng.integers(0, 2, shape) - 1 for rng in rngs])
+        delta = torch.from_numpy(signs).to(clean) * math.floor(self.threat.eps)
+        return self.threat.project(delta, clean), []
 
 
 def read(path: Path, eps: float) -> Universal:
