@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from uturn import load_victim
-from uturn.victims.victim import Preprocessing, Victim
+from uturn.victims.preprocessing import Preprocessing
+from uturn.victims.victim import Victim
 
 RAW = Preprocessing(size=(8, 4), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

@@ -318,7 +318,8 @@ def test_the_smallest_eps_is_found_by_the_ranking(tmp_path: Path) -> None:
 
 def test_a_goal_needs_no_match(insider) -> None:  # type: ignore[no-untyped-def]
     known, split, features = insider
-    labels = Labels(torch.full((6,), 10**6), torch.zeros(6, dtype=torch.int64))
+    numbers = torch.arange(6)
+    labels = Labels(torch.full((6,), 10**6), torch.zeros(6, dtype=torch.int64), numbers)
     scene = known.scene(job("fna"), split.query.names, labels, features, None)
     assert torch.equal(scene.same, features[:, None].expand_as(scene.same))
 

@@ -18,7 +18,8 @@ from uturn import load_data, load_victim
 from uturn.errors import ArgumentError, CheckpointError, SpecError
 from uturn.victims import checkpoints
 from uturn.victims.backbones.osnet import OSNet
-from uturn.victims.victim import Preprocessing, Victim, to_pixels
+from uturn.victims.preprocessing import Preprocessing, by_shape
+from uturn.victims.victim import Victim, to_pixels
 
 
 def test_embeddings_are_unit_norm_and_deterministic(glyph_victim: Victim) -> None:
@@ -97,10 +98,10 @@ def test_canvases_are_the_models_grid_or_the_pictures_own_sizes(glyph_victim: Vi
     rng = np.random.default_rng(0)
     sizes = [(40, 20), (32, 32), (40, 20)]
     pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-    ((which, images),) = glyph_victim.canvases(pictures, "model")
+    ((which, images),) = by_shape(glyph_victim.canvas(each, "model") for each in pictures)
     assert which == [0, 1, 2]
     assert torch.equal(images, glyph_victim.grid(pictures))
-    native = glyph_victim.canvases(pictures, "native")
+    native = by_shape(glyph_victim.canvas(each, "native") for each in pictures)
     assert [which for which, _ in native] == [[0, 2], [1]]
     for which, images in native:
         for i, image in zip(which, images, strict=True):

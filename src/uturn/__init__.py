@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from uturn import attacks
     from uturn.data.catalog import load_data
     from uturn.types import Perturbation, Scene
-    from uturn.victims.victim import Preprocessing, Victim
-    from uturn.victims.zoo import load_victim
+    from uturn.victims.preprocessing import Preprocessing
+    from uturn.victims.victim import Victim
+    from uturn.victims.load import load_victim
 
 # Loaded on first use, so that `uturn --help` does not wait for torch.
 _HOMES = {
     "attacks": "uturn.attacks",
     "load_data": "uturn.data.catalog",
-    "load_victim": "uturn.victims.zoo",
+    "load_victim": "uturn.victims.load",
     "Perturbation": "uturn.types",
-    "Preprocessing": "uturn.victims.victim",
+    "Preprocessing": "uturn.victims.preprocessing",
     "Scene": "uturn.types",
     "Victim": "uturn.victims.victim",
 }

@@ -170,7 +170,7 @@ def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
     from uturn.report import html
     from uturn.report.text import table
     from uturn.sweep import Plan, run
-    from uturn.victims.zoo import pick_device
+    from uturn.victims.load import pick_device
 
     try:
         rows = run(Plan(device=str(pick_device(device)), **options), out, progress=not quiet)
@@ -220,8 +220,9 @@ def attack(
     from uturn.attacks.problem import knowledge
     from uturn.data.pictures import decode, encode
     from uturn.types import Scene
+    from uturn.victims.load import load_victim, pick_device
+    from uturn.victims.preprocessing import by_shape
     from uturn.victims.victim import to_picture, to_pixels
-    from uturn.victims.zoo import load_victim, pick_device
 
     names = [path.stem for path in images]
     twice = {name for name in names if names.count(name) > 1}
@@ -247,7 +248,7 @@ def attack(
     for begin in range(0, len(images), batch_size):
         part = images[begin : begin + batch_size]
         cosines = dict[str, float]()
-        for which, clean in attacked.canvases(list(map(decode, part)), at):
+        for which, clean in by_shape(attacked.canvas(decode(path), at) for path in part):
             mine = [part[i].stem for i in which]
             scene = Scene() if goal is None else Scene(targets=to_pixels(goal[[0] * len(mine)]))
             found = chosen(attacked, clean, scene, names=mine, seed=seed).images.cpu()
@@ -298,7 +299,7 @@ def universal(
     """
     from uturn.attacks.universal import learn
     from uturn.data.catalog import load_data
-    from uturn.victims.zoo import load_victim, pick_device
+    from uturn.victims.load import load_victim, pick_device
 
     split = load_data(data)
     if split.train is None:
@@ -344,7 +345,7 @@ def evaluate(
     from uturn.data.catalog import load_data
     from uturn.data.folder import replace_queries
     from uturn.retrieval.evaluate import evaluate as score
-    from uturn.victims.zoo import load_victim, pick_device
+    from uturn.victims.load import load_victim, pick_device
 
     split = load_data(data)
     if query_dir is not None:
@@ -386,7 +387,7 @@ def train(out: Path, augment: str, device: str, quiet: bool, **options: Any) -> 
     """Train a victim by identity classification and write a checkpoint."""
     from uturn.train.loop import Recipe
     from uturn.train.loop import train as fit
-    from uturn.victims.zoo import pick_device
+    from uturn.victims.load import pick_device
 
     names = tuple(name for name in augment.split(",") if name)
     recipe = Recipe(augment=names, device=str(pick_device(device)), **options)

@@ -104,7 +104,7 @@ def call(kind: str, factory: Callable[..., Any], spec: Spec, **given: Any) -> An
             raise SpecError(f"{kind} {spec.name!r} gets {key!r} twice in {str(spec)!r}")
         arguments[key] = value
     for key, value in arguments.items():
-        arguments[key] = _convert(kind, spec, key, value, hints.get(key, str))
+        arguments[key] = convert(kind, spec, key, value, hints.get(key, str))
     missing = [
         name
         for name in parameters
@@ -119,13 +119,32 @@ def call(kind: str, factory: Callable[..., Any], spec: Spec, **given: Any) -> An
     return factory(**arguments, **given)
 
 
-def _convert(kind: str, spec: Spec, key: str, text: str, hint: Any) -> Any:
+def convert(kind: str, spec: Spec, key: str, text: str, hint: Any) -> Any:
+    """Read one option's text as its annotation says: Literal, bool, number, tuple or text.
+
+    A tuple's numbers stand between ``x`` or ``+``: ``size=256x128``, ``mean=0.5+0.5+0.5``.
+    """
     if get_origin(hint) is Literal:
         if text not in get_args(hint):
             valid = ", ".join(map(str, get_args(hint)))
             raise SpecError(f"{kind} {spec.name!r}: {key} must be one of {valid}, got {text!r}")
         return text
     kinds = [hint, *get_args(hint)]
+    for pieces in (one for one in kinds if get_origin(one) is tuple):
+        parts, wanted = re.split("[x+]", text), get_args(pieces)
+        wanted = wanted[:1] * len(parts) if wanted[-1] is ... else wanted
+        if len(parts) != len(wanted):
+            raise SpecError(
+                f"{kind} {spec.name!r}: {key} takes {len(wanted)} numbers, such as "
+                f"{'x'.join('1' * len(wanted))}, got {text!r}"
+            )
+        return tuple(
+            convert(kind, spec, key, part, one) for part, one in zip(parts, wanted, strict=True)
+        )
+    if bool in kinds:
+        if text not in ("yes", "no"):
+            raise SpecError(f"{kind} {spec.name!r}: {key} must be yes or no, got {text!r}")
+        return text == "yes"
     for plain in (int, float):
         if plain in kinds:
             try:

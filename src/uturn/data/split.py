@@ -3,27 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, final
 
-from uturn.data.pictures import Pictures
+from uturn.data.pictures import IntArray, Pictures
+from uturn.errors import DataError
 
 JUNK = -1
 """The identity of gallery pictures that count neither for nor against any query."""
+
+Protocol = Literal["cross-camera", "same-identity", "listed"]
+"""Who says what is relevant (`uturn.retrieval.judge`): identities and cameras, identities
+alone, or lists that come with the data set."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a data set says of one query: positions in the gallery, ``(N,)`` int64 each."""
+
+    relevant: IntArray
+    ignored: IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """A retrieval problem.
 
-    ``protocol`` names the judge that decides what is relevant and what is ignored
-    (`uturn.retrieval.judge`). In an open set, no identity of ``query`` occurs in ``train``.
+    In an open set, no identity of ``query`` occurs in ``train``.
+
+    Raises:
+        DataError: a listed protocol lacks the listing of a query.
     """
 
     name: str
     query: Pictures
     gallery: Pictures
     train: Pictures | None = None
-    protocol: str = "cross-camera"
+    protocol: Protocol = "cross-camera"
+    listings: Mapping[str, Listing] = field(default_factory=dict)
+    """For the listed protocol: by the query's name."""
+
+    def __post_init__(self) -> None:
+        unlisted = [name for name in self.query.names if name not in self.listings]
+        if self.protocol == "listed" and unlisted:
+            raise DataError(
+                f"{self.name} lists nothing for query {unlisted[0]} (and {len(unlisted) - 1} "
+                "more); its ground truth is incomplete"
+            )
 
     def sample(self, queries: int | None, seed: int) -> Split:
         """The same split with ``queries`` of its queries (None: all), ordered by ``seed``.
@@ -42,4 +70,7 @@ class Split:
             for name in pictures.names:
                 digest.update(f"{name}\0{pictures.source.stamp(name)}\0".encode())
             digest.update(pictures.identities.tobytes() + pictures.cameras.tobytes())
+        for name in self.query.names if self.listings else ():
+            listing = self.listings[name]
+            digest.update(listing.relevant.tobytes() + b"\0" + listing.ignored.tobytes() + b"\0")
         return digest.hexdigest()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from uturn.data.pictures import Pictures
+from uturn.data.pictures import Picture, Pictures
 from uturn.data.split import Split
 from uturn.retrieval.index import Index, build_index, top
 from uturn.retrieval.judge import Judge, Labels, judge_for
 from uturn.retrieval.ranking import Ranking, rank
+from uturn.victims.preprocessing import by_shape
 from uturn.victims.victim import Victim, to_pixels
 
 _BATCH = 64
@@ -45,7 +47,7 @@ class RetrievalSystem:
         return cls(
             build_index(index, features.to(victim.device), victim.similarity),
             Labels.of(split.gallery, victim.device),
-            judge_for(split.protocol),
+            judge_for(split),
         )
 
     def rank(self, features: Tensor, query: Labels) -> Ranking:
@@ -74,9 +76,16 @@ def extract(victim: Victim, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def extract_decoded(victim: Victim, pictures: Iterable[Picture]) -> Tensor:
+    """Raw features ``(N, D)`` of decoded pictures of any sizes, put on the victim's grid."""
+    batches = by_shape(victim.preprocessing.on_grid(picture) for picture in pictures)
+    order = torch.tensor([i for which, _ in batches for i in which])
+    return torch.cat([extract(victim, images) for _, images in batches])[order.argsort()]
+
+
 def extract_pictures(victim: Victim, pictures: Pictures, part: range) -> Tensor:
-    """Decode the pictures of ``part``, put them on the victim's grid, and extract: ``(n, D)``."""
-    return extract(victim, victim.grid(map(pictures.read, part)))
+    """Raw features ``(n, D)`` of the pictures of ``part``."""
+    return extract_decoded(victim, map(pictures.read, part))
 
 
 def chunks(total: int, size: int = 256) -> list[range]:

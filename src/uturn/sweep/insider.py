@@ -21,10 +21,11 @@ from uturn.data.split import JUNK, Split
 from uturn.retrieval import metrics
 from uturn.retrieval.index import build_index, top
 from uturn.retrieval.judge import Labels
-from uturn.retrieval.system import RetrievalSystem, extract
+from uturn.retrieval.system import RetrievalSystem, extract_decoded
 from uturn.rng import generator
 from uturn.sweep.plan import Job
 from uturn.types import Scene
+from uturn.victims.preprocessing import stretch, to_images
 from uturn.victims.victim import Victim, to_picture, to_pixels
 
 CHOSEN = 5
@@ -152,15 +153,19 @@ class Insider:
         return torch.stack(places, 1), counted.sum().expand(len(features))
 
     def _lost(self, images: Tensor, labels: Labels) -> Tensor:
-        seen = self.victim.grid(map(to_picture, images))
-        ranking = self.system.rank(extract(self.victim, seen), labels)
+        features = extract_decoded(self.victim, map(to_picture, images))
+        ranking = self.system.rank(features, labels)
         return ~(metrics.first_match(ranking) == 1)
 
     def _pictures(self, items: Tensor) -> Tensor:
         gallery = self.split.gallery
-        return to_pixels(self.victim.grid(gallery.read(i) for i in items.tolist())).to(
-            self.victim.device
-        )
+        found = [self.victim.canvas(gallery.read(i), "model") for i in items.tolist()]
+        height, width, _ = found[0].shape
+        # A batch has one shape; where proportions are kept, the first one's.
+        shaped = [
+            one if one.shape == found[0].shape else stretch(one, height, width) for one in found
+        ]
+        return to_pixels(to_images(shaped)).to(self.victim.device)
 
     def _draw(self, names: Sequence[str], purpose: str, allowed: Tensor, count: int) -> Tensor:
         """``(B, count)`` allowed gallery items; repeated where there are too few."""

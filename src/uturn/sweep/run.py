@@ -29,15 +29,16 @@ from uturn.retrieval.index import build_index
 from uturn.retrieval.intervals import identity_bootstrap
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import TIES
-from uturn.retrieval.system import RetrievalSystem, chunks, extract, extract_pictures
+from uturn.retrieval.system import RetrievalSystem, chunks, extract_decoded, extract_pictures
 from uturn.sweep import checks
 from uturn.sweep.channels import CHANNELS, PAPER_QUALITY, jpeg
 from uturn.sweep.insider import Goal, Insider
 from uturn.sweep.plan import CLEAN, Job, Plan
 from uturn.sweep.store import Row, RunFolder
 from uturn.types import Scene
+from uturn.victims.load import load_victim
+from uturn.victims.preprocessing import by_shape
 from uturn.victims.victim import Victim, to_picture, to_pixels
-from uturn.victims.zoo import load_victim
 
 Column = npt.NDArray[np.float64]
 
@@ -174,16 +175,14 @@ class _Sweep:
     def _load(self, batch: range) -> _Queries:
         """Decode a batch of queries and write the clean ones, which everything is held against."""
         pictures = self.split.query.subset(np.array(batch))
-        read = [pictures.read(i) for i in range(len(pictures))]
-        if self.plan.at == "model":
-            read = list(map(to_picture, self.victim.grid(read)))
+        read = [self.victim.canvas(pictures.read(i), self.plan.at) for i in range(len(pictures))]
         self._write(Job(CLEAN, 0), pictures.names, read)
         clean = threaded(decode, [self.folder.picture(Job(CLEAN, 0), n) for n in pictures.names])
         return _Queries(
             pictures,
             clean,
             Labels.of(pictures, self.victim.device),
-            extract(self.victim, self.victim.grid(clean)),
+            extract_decoded(self.victim, clean),
             shown=sum(i < SHOWN for i in batch),
         )
 
@@ -198,7 +197,7 @@ class _Sweep:
         names = queries.pictures.names
         goal = self.insider.goal(job, names, queries.labels, queries.features)
         found, seconds = dict[int, Picture](), 0.0
-        for which, images in self.victim.canvases(queries.clean, self.plan.at):
+        for which, images in by_shape(queries.clean):
             mine, labels = [names[i] for i in which], queries.labels[torch.tensor(which)]
             part = None if goal is None else replace(goal, chosen=goal.chosen[which])
             scene = self.insider.scene(job, mine, labels, queries.features[which], part)
@@ -244,11 +243,11 @@ class _Sweep:
             for each in zip(names, queries.clean, scored, strict=True)
         ]
         labels = queries.labels
-        features = extract(self.victim, self.victim.grid(scored))
+        features = extract_decoded(self.victim, scored)
         columns = self._ranks(features, labels)
         for channel in self.plan.survive:
-            seen = self.victim.grid(threaded(CHANNELS[channel], scored))
-            ranks = self._ranks(extract(self.victim, seen), labels)
+            received = extract_decoded(self.victim, threaded(CHANNELS[channel], scored))
+            ranks = self._ranks(received, labels)
             columns |= {f"{key}|{channel}": ranks[key] for key in ("first_match_rank", "ap")}
         if goal is not None:
             before = self.insider.places(goal, labels, queries.features)
@@ -385,7 +384,7 @@ class _Sweep:
         position = {name: i for i, name in enumerate(self.split.gallery.names)}
         for name in sorted(names):
             picture = self.split.gallery.read(position[name])
-            encode(self.folder.thumbnail(name), to_picture(self.victim.grid([picture])[0]))
+            encode(self.folder.thumbnail(name), self.victim.canvas(picture, "model"))
 
 
 def _mean(values: Column) -> float | None:

@@ -1,4 +1,4 @@
-"""The architectures that uturn knows by name, and how a spec becomes a victim."""
+"""The architectures that uturn knows by name: plain torch, with weights by the usual keys."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import torch
 from torch import nn
 
 from uturn import specs
-from uturn.errors import ArgumentError, CheckpointError, SpecError
+from uturn.errors import CheckpointError, SpecError
 from uturn.types import Similarity
 from uturn.victims import checkpoints
 from uturn.victims.backbones.cifar import CifarResNet
 from uturn.victims.backbones.osnet import OSNet
 from uturn.victims.classifiers import CosineClassifier
-from uturn.victims.victim import Preprocessing, Victim
+from uturn.victims.preprocessing import Preprocessing
+from uturn.victims.victim import Victim
 
 _SHIPPED = Path(__file__).parent / "weights"
 
@@ -72,45 +72,20 @@ def architecture(name: str) -> Architecture:
     return ZOO[specs.choose("victim", name, ZOO)]
 
 
-def load_victim(spec: str, device: str | torch.device = "cpu") -> Victim:
-    """Load a victim from a spec such as ``osnet_x0_25:weights=PATH``, onto ``device``.
-
-    Raises:
-        SpecError: unknown name or option. CheckpointError: the weights do not fit.
-
-    >>> load_victim("glyph_net")
-    Victim(glyph_net, 32×32, weights ...)
-    """
-    parsed = specs.Spec.parse(spec)
-    chosen = architecture(parsed.name)
+def builder(name: str) -> Callable[..., Victim]:
+    """The function that builds an architecture's victim, with the options that a spec may give."""
+    chosen = architecture(name)
 
     def build(weights: str | None = None) -> Victim:
         path = chosen.weights if weights is None else Path(weights).expanduser()
         if path is None:
-            raise SpecError(
-                f"{parsed.name} needs trained weights; write {parsed.name}:weights=PATH"
-            )
-        return _assemble(parsed.name, chosen, checkpoints.read(path), device)
+            raise SpecError(f"{name} needs trained weights; write {name}:weights=PATH")
+        return _assemble(name, chosen, checkpoints.read(path))
 
-    victim: Victim = specs.call("victim", build, parsed)
-    return victim
+    return build
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU; anything else is PyTorch's name."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(f"device {name!r} cannot be used here: {error}") from error
-    return device
-
-
-def _assemble(
-    name: str, chosen: Architecture, checkpoint: checkpoints.Checkpoint, device: str | torch.device
-) -> Victim:
+def _assemble(name: str, chosen: Architecture, checkpoint: checkpoints.Checkpoint) -> Victim:
     network = chosen.build()
     checkpoint.load_into(network, checkpoint.without("classifier"))
     card = checkpoint.card or chosen.card
@@ -121,7 +96,6 @@ def _assemble(
         similarity=card.similarity,
         classifier=_classifier(chosen, checkpoint),
         fingerprint=checkpoint.fingerprint,
-        device=torch.device(device),
     )
 
 

@@ -1,0 +1,138 @@
+"""How a spec becomes a victim, whoever made the network."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uturn import specs
+from uturn.errors import ArgumentError, SpecError
+from uturn.types import Similarity
+from uturn.victims import zoo
+from uturn.victims.adapters import Adapter, Bare, fingerprint, module
+from uturn.victims.preprocessing import Fit, Interpolation, Order, Preprocessing
+from uturn.victims.test_time import Average
+from uturn.victims.victim import Victim
+from uturn.victims.whitening import Whitening
+
+ADAPTERS: dict[str, Adapter] = {}
+"""By the name that stands before the colon."""
+
+
+def load_victim(spec: str, device: str | torch.device = "cpu") -> Victim:
+    """Load a victim from a spec, onto ``device``.
+
+    ``osnet_x0_25:weights=PATH`` names an architecture of the zoo, ``timm:resnet50,weights=PATH``
+    an adapter, ``package.module:factory`` a function of yours, which is imported and called.
+    Options that every victim has, beside its own: those of `adjusted`.
+
+    Raises:
+        SpecError: unknown name or option. CheckpointError: the weights do not fit.
+
+    >>> load_victim("glyph_net")
+    Victim(glyph_net, 32×32, weights ...)
+    >>> load_victim("glyph_net:flip=yes").test_time.count
+    2
+    """
+    parsed = specs.Spec.parse(spec)
+    general = {key: text for key, text in parsed.options.items() if key in GENERAL}
+    own = {key: text for key, text in parsed.options.items() if key not in GENERAL}
+    found = _made(specs.Spec(parsed.name, parsed.argument, own))
+    if isinstance(found, Bare):
+        size = general.get("size")
+        if size is None:
+            raise SpecError(
+                f"nothing says what pictures {found.name} takes; add size=HxW, such as "
+                f"{found.name},size=256x128, and mean= and std= if they are not ImageNet's"
+            )
+        stated = specs.convert("victim", parsed, "size", size, tuple[int, int])
+        found = Victim(
+            name=found.name,
+            network=found.network,
+            preprocessing=Preprocessing(size=stated),
+            fingerprint=found.fingerprint,
+        )
+    options = specs.Spec(parsed.name, None, general)
+    victim: Victim = specs.call("victim", adjusted, options, victim=found)
+    return replace(victim, device=torch.device(device))
+
+
+def _made(spec: specs.Spec) -> Victim | Bare:
+    made: Victim | Bare
+    if spec.name in zoo.ZOO:
+        made = specs.call("victim", zoo.builder(spec.name), spec)
+    elif spec.name in ADAPTERS:
+        made = specs.call("victim", ADAPTERS[spec.name], spec)
+    elif spec.argument and spec.argument.isidentifier():
+        name = f"{spec.name}:{spec.argument}"
+        factory = module.factory(spec.name, spec.argument)
+        made = module.as_victim(
+            specs.call("victim", factory, specs.Spec(spec.name, None, spec.options)), name
+        )
+    else:
+        known = [*zoo.ZOO, *ADAPTERS]
+        raise SpecError(
+            f"unknown victim {spec.name!r}; known: {', '.join(sorted(known))}; your own is "
+            "package.module:function"
+        )
+    return made
+
+
+def adjusted(
+    victim: Victim,
+    *,
+    size: tuple[int, int] | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    interpolation: Interpolation | None = None,
+    fit: Fit | None = None,
+    crop_from: int | None = None,
+    order: Order | None = None,
+    flip: bool | None = None,
+    crops: tuple[int, int] | None = None,
+    average: Average | None = None,
+    power: float | None = None,
+    similarity: Similarity | None = None,
+    whitening: str | None = None,
+) -> Victim:
+    """The victim with another preprocessing, test-time pipeline, similarity or whitening.
+
+    Each option is a field of `Preprocessing`, `TestTime` or `Victim`; None leaves it.
+    """
+    given = {key: value for key, value in locals().items() if value is not None}
+
+    def of(value: Any) -> dict[str, Any]:
+        return {each.name: given[each.name] for each in fields(value) if each.name in given}
+
+    preprocessing = replace(victim.preprocessing, **of(victim.preprocessing))
+    test_time = replace(victim.test_time, **of(victim.test_time))
+    changed = replace(victim, preprocessing=preprocessing, test_time=test_time)
+    if similarity is not None:
+        changed = replace(changed, similarity=similarity)
+    if whitening is not None:
+        learned = Whitening.read(Path(whitening).expanduser())
+        mark = fingerprint(learned)[:12]
+        changed = replace(
+            changed, whitening=learned, fingerprint=f"{changed.fingerprint}, whitening {mark}"
+        )
+    return changed
+
+
+GENERAL = set(inspect.signature(adjusted).parameters) - {"victim"}
+"""Options of every victim."""
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU; anything else is PyTorch's name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device {name!r} cannot be used here: {error}") from error
+    return device
