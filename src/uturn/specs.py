@@ -124,12 +124,12 @@ def convert(kind: str, spec: Spec, key: str, text: str, hint: Any) -> Any:
 
     A tuple's numbers stand between ``x`` or ``+``: ``size=256x128``, ``mean=0.5+0.5+0.5``.
     """
-    if get_origin(hint) is Literal:
-        if text not in get_args(hint):
-            valid = ", ".join(map(str, get_args(hint)))
+    kinds = [hint, *get_args(hint)]
+    for names in (one for one in kinds if get_origin(one) is Literal):
+        if text not in get_args(names):
+            valid = ", ".join(map(str, get_args(names)))
             raise SpecError(f"{kind} {spec.name!r}: {key} must be one of {valid}, got {text!r}")
         return text
-    kinds = [hint, *get_args(hint)]
     for pieces in (one for one in kinds if get_origin(one) is tuple):
         parts, wanted = re.split("[x+]", text), get_args(pieces)
         wanted = wanted[:1] * len(parts) if wanted[-1] is ... else wanted
