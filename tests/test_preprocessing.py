@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -230,7 +231,7 @@ def test_whitening_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         Whitening.pca(features[:2], 4)
     with pytest.raises(ArgumentError, match="learned from 8 dimensions"):
         Whitening.pca(features)(normal(2, 5))
-    (tmp_path / "w.safetensors").write_bytes(b"not one")
+    safetensors.torch.save_file({"mean": normal(4)}, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match="holds no whitening"):
         uturn.load_victim(f"glyph_net:whitening={tmp_path / 'w.safetensors'}")
 

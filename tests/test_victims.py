@@ -195,7 +195,7 @@ def test_checkpoints_that_do_not_fit_say_how(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             load_victim(f"osnet_x0_25:weights={path}")
-    with pytest.raises(CheckpointError, match="missing keys"):
+    with pytest.raises(CheckpointError, match=r"missing keys.* but it fits osnet_x0_25: write"):
         load_victim(f"glyph_net:weights={good}")
 
 
@@ -231,7 +231,7 @@ def test_foreign_cards_are_checked(tmp_path: Path, card: object) -> None:
 
 
 def test_unknown_victims_and_options_list_the_valid_ones() -> None:
-    with pytest.raises(SpecError, match="known: glyph_net, osnet_x0_25"):
+    with pytest.raises(SpecError, match="known: .*glyph_net, .*osnet_x0_25"):
         load_victim("osnet")
     with pytest.raises(SpecError, match="osnet_x0_25 needs trained weights"):
         load_victim("osnet_x0_25")

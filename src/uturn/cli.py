@@ -317,6 +317,53 @@ def universal(
     click.echo(f"{out}: {learned.source}")
 
 
+@main.command()
+@click.option("--victim", required=True, help=VICTIM_HELP)
+@click.option("--data", required=True, help=DATA_HELP)
+@click.option(
+    "--dimensions", type=click.IntRange(1), help="Keep this many; default: all there are."
+)
+@click.option("--pictures", type=click.IntRange(1), help="Learn from this many; default: all.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write (.safetensors).",
+)
+@click.option("--seed", default=0, show_default=True, help="Draws the pictures.")
+@DEVICE
+@QUIET
+@_plainly
+def whiten(
+    victim: str,
+    data: str,
+    dimensions: int | None,
+    pictures: int | None,
+    out: Path,
+    seed: int,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Learn a PCA whitening of a victim's features from the training split of a data set.
+
+    Use it as the victim's option whitening=OUT.
+    """
+    from uturn.data.catalog import load_data
+    from uturn.retrieval.system import extract_all
+    from uturn.victims.load import load_victim, pick_device
+    from uturn.victims.whitening import Whitening
+
+    split = load_data(data)
+    if split.train is None:
+        raise click.ClickException(f"{split.name} has no training pictures to learn from")
+    chosen = split.train.sample(pictures, seed, split.name, "train pictures")
+    loaded = load_victim(victim, pick_device(device))
+    features = extract_all(loaded, chosen, "training pictures", progress=not quiet)
+    learned = Whitening.pca(features.cpu(), dimensions)
+    learned.save(out)
+    click.echo(f"{out}: {learned.projection.shape[1]} → {learned.projection.shape[0]} dimensions")
+
+
 @main.command("eval")
 @click.option("--victim", required=True, help=VICTIM_HELP)
 @click.option("--data", required=True, help=DATA_HELP)
@@ -403,6 +450,50 @@ def report(run: Path) -> None:
     from uturn.report import html
 
     click.echo(html.write(run))
+
+
+@main.group()
+def data() -> None:
+    """Data sets: fetch one from where its authors publish it."""
+
+
+@data.command("get")
+@click.argument("name")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to make; default: data/NAME.")
+@click.option("--yes", is_flag=True, help="Agree with the terms without being asked.")
+@click.option(
+    "--sha256",
+    multiple=True,
+    metavar="HEX",
+    help="Take no file but the one with this SHA-256; give one for each file, in their order.",
+)
+@QUIET
+@_plainly
+def get(name: str, to: Path | None, yes: bool, sha256: tuple[str, ...], quiet: bool) -> None:
+    """Show the terms of data set NAME, then download, check and unpack it.
+
+    A download that was stopped goes on where it stopped. Where the authors let no program in, it
+    says what to do. An unknown NAME lists the known ones.
+    """
+    from uturn.data.fetch import fetch
+    from uturn.data.releases import RELEASES
+    from uturn.specs import choose
+
+    release = RELEASES[choose("data set", name, RELEASES)]
+    folder = to or Path("data") / name
+    click.echo(release.describe(folder))
+    if release.files and not yes:
+        click.confirm("\nDo you agree with these terms, and shall it be fetched?", abort=True)
+    try:
+        received = fetch(release, folder, sha256=sha256, show=not quiet)
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped; the same command goes on from there") from None
+    for file, digest in received.items():
+        click.echo(f"{file}: sha256 {digest}")
+    if not all(file.checksum for file in release.files):
+        pins = " ".join(f"--sha256 {digest}" for digest in received.values())
+        click.echo(f"no checksum is published for all of it; to get the same again, add {pins}")
+    click.echo(f"{folder}: use it as --data {release.use.format(folder)}")
 
 
 @main.command("list")

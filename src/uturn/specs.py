@@ -83,13 +83,21 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
-def call(kind: str, factory: Callable[..., Any], spec: Spec, **given: Any) -> Any:
+def call(
+    kind: str,
+    factory: Callable[..., Any],
+    spec: Spec,
+    *,
+    elsewhere: Iterable[str] = (),
+    **given: Any,
+) -> Any:
     """Call ``factory`` with the spec's argument and options, converted by its annotations.
 
     An option the factory does not take is an error that lists the ones it takes.
-    ``given`` are arguments that come from elsewhere and that a spec may not set.
+    ``given`` are arguments that a spec may not set; ``elsewhere`` names options of the same
+    spec that somebody else has taken off already, so that the list is whole.
     """
-    hints = get_type_hints(factory)
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
     parameters = [name for name in inspect.signature(factory).parameters if name not in given]
     arguments: dict[str, Any] = {}
     if spec.argument is not None:
@@ -98,7 +106,7 @@ def call(kind: str, factory: Callable[..., Any], spec: Spec, **given: Any) -> An
         arguments[parameters[0]] = spec.argument
     for key, value in spec.options.items():
         if key not in parameters:
-            valid = ", ".join(parameters) or "none"
+            valid = ", ".join([*parameters, *elsewhere]) or "none"
             raise SpecError(f"{kind} {spec.name!r} has no option {key!r}; valid options: {valid}")
         if key in arguments:
             raise SpecError(f"{kind} {spec.name!r} gets {key!r} twice in {str(spec)!r}")

@@ -5,11 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from uturn import specs
+from uturn.data.cifar10 import cifar10
+from uturn.data.cub import cub200
+from uturn.data.folder import folder
+from uturn.data.food import food256
 from uturn.data.glyphs import glyphs
+from uturn.data.landmarks import oxford5k, paris6k, roxford5k, rparis6k
 from uturn.data.market1501 import market1501
+from uturn.data.products import grocery, sop
+from uturn.data.reid import cuhk03np, dukemtmc, msmt17
 from uturn.data.split import Split
 
-CATALOG: dict[str, Callable[..., Split]] = {"glyphs": glyphs, "market1501": market1501}
+CATALOG: dict[str, Callable[..., Split]] = {
+    "glyphs": glyphs,
+    "folder": folder,
+    "market1501": market1501,
+    "dukemtmc": dukemtmc,
+    "msmt17": msmt17,
+    "cuhk03np": cuhk03np,
+    "cub200": cub200,
+    "food256": food256,
+    "sop": sop,
+    "grocery": grocery,
+    "oxford5k": oxford5k,
+    "paris6k": paris6k,
+    "roxford5k": roxford5k,
+    "rparis6k": rparis6k,
+    "cifar10": cifar10,
+}
 
 
 def load_data(spec: str) -> Split:

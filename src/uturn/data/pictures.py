@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from uturn.errors import ArgumentError, DataError
 from uturn.rng import generator
@@ -22,6 +23,12 @@ IntArray = npt.NDArray[np.int64]
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 """What is decoded. Pillow reads more, some of it by starting other programs."""
+
+LARGEST = 89_478_485
+"""Pixels beyond which a picture is refused: 256 MiB as RGB, where Pillow begins to warn."""
+
+_BITS, _BLACK, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323
+"""TIFF's tags BitsPerSample, PhotometricInterpretation (1: zero is black) and of its tiles."""
 
 
 class Source(Protocol):
@@ -37,25 +44,48 @@ class Source(Protocol):
 def decode(path: Path) -> Picture:
     """Decode one picture file to ``(H, W, 3)`` RGB uint8.
 
+    As in the published pipelines this is Pillow's ``open(path).convert("RGB")``: transparency is
+    dropped and not composited, EXIF orientation and colour profiles are ignored, an animation
+    gives its first frame, CMYK becomes ``R = (255 − C)(255 − K) / 255`` and so on. One thing
+    differs: Pillow clips 16-bit grey to white above 255; here 16 bits give their high byte, in
+    grey as in colour, so that 65535 becomes 255, and 257·v as well as 256·v become v.
+
     Raises:
-        DataError: the file is missing, empty or not a picture; the message names it.
+        DataError: the file is missing, empty, damaged, not one of `FORMATS`, larger than `LARGEST`,
+            or its values have no fixed white (floats, 32 bits); the message names it.
     """
     try:
+        if not path.is_file():  # a folder, or a pipe on which one would wait for ever
+            raise FileNotFoundError
         with Image.open(path, formats=FORMATS) as image:
+            tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+            tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)  # allocated in any case
+            if max(image.width * image.height, tile) > LARGEST:
+                raise Image.DecompressionBombError
+            if image.mode[0] in "IF":
+                plain = (image.mode[:4], tags.get(_BITS), tags.get(_BLACK)) == ("I;16", (16,), 1)
+                if not plain and image.format != "PNG":
+                    raise ValueError("its grey is not of 8 or 16 bits from black to white")
+                return _high_byte(image)
+            image.info.pop("transparency", None)  # it is dropped, and Pillow would say so each time
             return np.array(image.convert("RGB"), dtype=np.uint8)
     except FileNotFoundError:
         raise DataError(f"there is no picture at {path}") from None
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as error:
-        why = "it is empty (0 bytes)" if path.is_file() and not path.stat().st_size else error
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        why = str(error) or type(error).__name__
+        if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+            why = f"it claims more than {LARGEST:,} pixels"
+        elif isinstance(error, UnidentifiedImageError) and not path.stat().st_size:
+            why = "it is empty (0 bytes)"
         raise DataError(
             f"cannot read the picture {path}: {why}; replace it or take it out of the data set"
         ) from error
+
+
+def _high_byte(image: Image.Image) -> Picture:
+    """A 16-bit greyscale picture as its high byte, three times: ``(H, W, 3)``."""
+    grey = (np.asarray(image) >> 8).astype(np.uint8)  # (H, W)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def encode(path: Path, picture: Picture) -> None:

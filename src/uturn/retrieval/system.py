@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uturn.data.pictures import Picture, Pictures
 from uturn.data.split import Split
+from uturn.progress import bar
 from uturn.retrieval.index import Index, build_index, top
 from uturn.retrieval.judge import Judge, Labels, judge_for
 from uturn.retrieval.ranking import Ranking, rank
@@ -86,6 +87,16 @@ def extract_decoded(victim: Victim, pictures: Iterable[Picture]) -> Tensor:
 def extract_pictures(victim: Victim, pictures: Pictures, part: range) -> Tensor:
     """Raw features ``(n, D)`` of the pictures of ``part``."""
     return extract_decoded(victim, map(pictures.read, part))
+
+
+def extract_all(victim: Victim, pictures: Pictures, what: str, *, progress: bool) -> Tensor:
+    """Raw features ``(N, D)`` of all pictures, with a progress bar that says ``what`` they are."""
+    parts = []
+    with bar(len(pictures), f"embedding the {what}", "picture", show=progress) as shown:
+        for part in chunks(len(pictures)):
+            parts.append(extract_pictures(victim, pictures, part))
+            shown.update(len(part))
+    return torch.cat(parts)
 
 
 def chunks(total: int, size: int = 256) -> list[range]:

@@ -13,13 +13,31 @@ from uturn import specs
 from uturn.errors import ArgumentError, SpecError
 from uturn.types import Similarity
 from uturn.victims import zoo
-from uturn.victims.adapters import Adapter, Bare, fingerprint, module
+from uturn.victims.adapters import (
+    Adapter,
+    Bare,
+    fingerprint,
+    hf,
+    module,
+    oml,
+    onnx,
+    timm,
+    torchreid,
+    torchscript,
+)
 from uturn.victims.preprocessing import Fit, Interpolation, Order, Preprocessing
 from uturn.victims.test_time import Average
 from uturn.victims.victim import Victim
 from uturn.victims.whitening import Whitening
 
-ADAPTERS: dict[str, Adapter] = {}
+ADAPTERS: dict[str, Adapter] = {
+    "hf": hf.build,
+    "oml": oml.build,
+    "onnx": onnx.build,
+    "timm": timm.build,
+    "torchreid": torchreid.build,
+    "torchscript": torchscript.build,
+}
 """By the name that stands before the colon."""
 
 
@@ -64,15 +82,14 @@ def load_victim(spec: str, device: str | torch.device = "cpu") -> Victim:
 def _made(spec: specs.Spec) -> Victim | Bare:
     made: Victim | Bare
     if spec.name in zoo.ZOO:
-        made = specs.call("victim", zoo.builder(spec.name), spec)
+        made = zoo.build(spec, GENERAL)
     elif spec.name in ADAPTERS:
-        made = specs.call("victim", ADAPTERS[spec.name], spec)
+        made = specs.call("victim", ADAPTERS[spec.name], spec, elsewhere=GENERAL)
     elif spec.argument and spec.argument.isidentifier():
         name = f"{spec.name}:{spec.argument}"
         factory = module.factory(spec.name, spec.argument)
-        made = module.as_victim(
-            specs.call("victim", factory, specs.Spec(spec.name, None, spec.options)), name
-        )
+        own = specs.Spec(spec.name, None, spec.options)
+        made = module.as_victim(specs.call("victim", factory, own, elsewhere=GENERAL), name)
     else:
         known = [*zoo.ZOO, *ADAPTERS]
         raise SpecError(
@@ -122,7 +139,7 @@ def adjusted(
     return changed
 
 
-GENERAL = set(inspect.signature(adjusted).parameters) - {"victim"}
+GENERAL = tuple(name for name in inspect.signature(adjusted).parameters if name != "victim")
 """Options of every victim."""
 
 

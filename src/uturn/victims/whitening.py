@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import final
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uturn.errors import ArgumentError, CheckpointError
+from uturn.victims import checkpoints
 
 
 @final
@@ -80,10 +80,10 @@ class Whitening(nn.Module):
         Raises:
             CheckpointError: missing, damaged, or something else.
         """
+        tensors = checkpoints.read(path).tensors
         try:
-            tensors = safetensors.torch.load_file(path)
-            return cls(tensors["mean"].float(), tensors["projection"].float())
-        except (OSError, safetensors.SafetensorError, KeyError, ArgumentError) as error:
+            return cls(tensors["mean"], tensors["projection"])
+        except (KeyError, ArgumentError) as error:
             raise CheckpointError(
                 f"{path} holds no whitening ({error}); make one with `uturn whiten`"
             ) from error

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
-from torch import nn
+from torch import Tensor, nn
 
-from uturn.errors import SpecError
+from uturn.errors import ArgumentError, CheckpointError, SpecError
 from uturn.victims.victim import Victim
 
 
@@ -36,7 +39,9 @@ Adapter: TypeAlias = Callable[..., Victim | Bare]
 def require(package: str, extra: str) -> ModuleType:
     """Import an optional package; where it is missing or broken, say what to install."""
     try:
-        return importlib.import_module(package)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a package tells its developers
+            return importlib.import_module(package)
     except ImportError as error:
         raise SpecError(
             f"this victim needs {package} ({error}); pip install 'uturn[{extra}]'"
@@ -55,3 +60,54 @@ def fingerprint(network: nn.Module) -> str:
         digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file that holds a program and its weights.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path") from error
+    return digest.hexdigest()
+
+
+def features_of(output: Any, name: str) -> Tensor:
+    """The one tensor ``(B, D)`` among what a foreign network returns; ``(B, D, 1, 1)`` counts.
+
+    Raises:
+        ArgumentError: there is none, or more than one.
+    """
+    values = output.values() if isinstance(output, Mapping) else output
+    listed = [values] if isinstance(values, Tensor) else list(values)
+    found = [each.flatten(1) for each in listed if isinstance(each, Tensor) and _is_feature(each)]
+    if len(found) != 1:
+        shapes = [tuple(each.shape) for each in listed if isinstance(each, Tensor)]
+        raise ArgumentError(
+            f"{name} returns tensors of shape {shapes}, among which {len(found)} can be features "
+            "(B, D); export a network that returns the features alone"
+        )
+    return found[0]
+
+
+def _is_feature(tensor: Tensor) -> bool:
+    return tensor.ndim == 2 or (tensor.ndim == 4 and tensor.shape[2:] == (1, 1))
+
+
+@contextmanager
+def saying_size(name: str, pixels: Tensor) -> Iterator[None]:
+    """Say which size of picture a network refuses, and what to do, instead of what it says."""
+    try:
+        yield
+    except (AssertionError, ValueError) as error:
+        height, width = pixels.shape[-2:]
+        raise ArgumentError(
+            f"{name} refuses pictures of {height}×{width} ({error}); leave size=, crops= and "
+            "--scales out, or choose a model for that size"
+        ) from error

@@ -1,4 +1,8 @@
-"""Small residual networks for small pictures (He et al., CVPR 2016, section 4.2)."""
+"""Small residual networks for small pictures (He et al., CVPR 2016, section 4.2).
+
+With ``widths`` (16, 32, 64) and n ``blocks`` they are ResNet-(6n + 2): ResNet-20 … ResNet-56. State
+dicts are compatible with akamaster/pytorch_resnet_cifar10 without its ``linear``.
+"""
 
 from __future__ import annotations
 
