@@ -155,7 +155,7 @@ def test_eval_scores_any_folder_of_queries(tmp_path: Path) -> None:
     assert blank["recall@1"] < 0.2
     assert {"map (plain)", "map (trapezoid)", "no-match queries", "tied queries"} <= set(blank)
     text = call(*base, "--query-dir", str(tmp_path)).output
-    assert f"recall@1         {blank['recall@1']:.4f}" in text
+    assert f"recall@1                 {blank['recall@1']:.4f}" in text
 
 
 def test_train_writes_weights_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,12 +200,12 @@ def _picture(folder: Path) -> Path:
         (("report", "nowhere"), "has no run.json"),
         (("attack", "a/x.png", "b/x.png", "--victim", "glyph_net", "--eps", "4", "--out", "o"),
          "two pictures would be written to x.png"),
-        (("attack", "x.png", "--victim", "resnet", "--eps", "4", "--out", "o"), "known: glyph_net"),
+        (("attack", "x.png", "--victim", "resnet", "--eps", "4", "--out", "o"), "known: cifar_resnet20"),
         (("sweep", "--victim", "glyph_net", "--data", "glyphs", "--eps", "a", "--out", "o"),
          "not a comma-separated list of numbers"),
         (("sweep", "--victim", "glyph_net", "--data", "glyphs", "--index", "hnsw", "--out", "o",
           "--queries", "1", "--quiet"), "known: exact"),
-        (("eval", "--victim", "glyph_net", "--data", "market1501:/none"), "no folder query"),
+        (("eval", "--victim", "glyph_net", "--data", "market1501:/none"), "no folder /none to read Market-1501"),
         (("train", "--data", "glyphs", "--arch", "glyph_net", "--out", "net.pth"),
          "must end in .safetensors"),
         (("attack", "x.png", "--victim", "glyph_net", "--eps", "4", "--out", "o",

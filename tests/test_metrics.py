@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
+from uturn.data.catalog import load_data
+from uturn.data.folder import replace_queries
+from uturn.data.pictures import encode
+from uturn.data.split import Split
 from uturn.errors import ArgumentError, SpecError
 from uturn.retrieval import metrics, ranking
+from uturn.retrieval.evaluate import evaluate
 from uturn.retrieval.index import ExactIndex, build_index, top
 from uturn.retrieval.judge import CrossCamera, Labels
 from uturn.retrieval.ranking import rank, rank_scores
+from uturn.retrieval.system import RetrievalSystem, extract_pictures
+from uturn.victims.victim import Victim
 
 RELEVANT, IGNORED, OTHER = 0, 1, 2
 
@@ -114,8 +123,8 @@ def test_a_collapsed_embedding_scores_zero_and_says_that_it_ties() -> None:
 
 
 def test_judge_ignores_junk_and_the_same_camera() -> None:
-    query = Labels(torch.tensor([7, 9]), torch.tensor([1, 2]))
-    gallery = Labels(torch.tensor([7, 7, -1, 0, 9]), torch.tensor([1, 2, 2, 1, 2]))
+    query = Labels(torch.tensor([7, 9]), torch.tensor([1, 2]), torch.arange(2))
+    gallery = Labels(torch.tensor([7, 7, -1, 0, 9]), torch.tensor([1, 2, 2, 1, 2]), torch.arange(5))
     relevant, ignored = CrossCamera()(query, gallery)
     assert relevant.tolist() == [[False, True, False, False, False], [False] * 5]
     assert ignored.tolist() == [
@@ -128,7 +137,9 @@ def test_chunks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch) -> No
     rng = torch.Generator().manual_seed(0)
     embeddings = torch.nn.functional.normalize(torch.randn(60, 8, generator=rng), dim=1)
     labels = Labels(
-        torch.randint(-1, 9, (60,), generator=rng), torch.randint(0, 3, (60,), generator=rng)
+        torch.randint(-1, 9, (60,), generator=rng),
+        torch.randint(0, 3, (60,), generator=rng),
+        torch.arange(60),
     )
     index = ExactIndex(embeddings)
     arguments = (index, embeddings[:20], labels[:20], labels, CrossCamera())
@@ -154,7 +165,7 @@ def test_the_masks_of_a_benchmark_are_never_whole_in_memory(
 
     monkeypatch.setattr(ranking, "_CHUNK", 1000)
     embeddings = torch.eye(100)
-    labels = Labels(torch.arange(100), torch.zeros(100, dtype=torch.int64))
+    labels = Labels(torch.arange(100), torch.zeros(100, dtype=torch.int64), torch.arange(100))
     rank(ExactIndex(embeddings), embeddings, labels, labels, Watching())
     assert sum(seen) == 100 * 100
     assert max(seen) <= 1000
@@ -189,8 +200,84 @@ def test_top_leaves_out_what_is_ignored() -> None:
     assert values.tolist() == [pytest.approx([0.8, 0.7])]
 
 
+def few_glyphs() -> Split:
+    split, part = load_data("glyphs"), np.arange(0, 400, 2)
+    return replace(split, query=split.query.subset(part[:60]), gallery=split.gallery.subset(part))
+
+
+def test_evaluate_reports_every_metric_of_one_ranking(glyph_victim: Victim) -> None:
+    split = few_glyphs()
+    values = evaluate(glyph_victim, split, progress=False)
+    gallery, query = (
+        extract_pictures(glyph_victim, pictures, range(len(pictures)))
+        for pictures in (split.gallery, split.query)
+    )
+    system = RetrievalSystem.build(glyph_victim, split, gallery)
+    found = system.rank(query, Labels.of(split.query, glyph_victim.device))
+    first = metrics.first_match(found).numpy()
+    expected = {
+        **{f"recall@{k}": metrics.recall_at(found, k) for k in metrics.RECALLS},
+        **{f"map ({c})": metrics.average_precision(found, c) for c in metrics.CONVENTIONS},
+        "r-precision": metrics.r_precision(found),
+        "minp": metrics.inp(found),
+        "normalised rank": metrics.normalised_rank(found),
+    }
+    for name, per_query in expected.items():
+        assert values[name] == pytest.approx(float(per_query.nanmean()), abs=1e-6)
+    assert values["mean first match"] == pytest.approx(np.nanmean(first))
+    assert values["median first match"] == pytest.approx(np.nanmedian(first))
+    assert 0 < values["recall@1"] <= values["recall@5"] <= values["recall@10"] <= 1
+    assert values["recall@1 (single-shot)"] <= values["recall@5 (single-shot)"] <= 1
+    assert 0 < values["tpr@fpr=0.001"] < 1
+    assert "attack success" not in values
+
+
+def test_evaluate_holds_attacked_queries_to_the_threshold_of_clean_ones(
+    glyph_victim: Victim, tmp_path: Path
+) -> None:
+    split = few_glyphs()
+    for i, name in enumerate(split.query.names[:30]):
+        encode(tmp_path / f"{name}.png", split.query.read(i))
+    unchanged = replace(split, query=replace_queries(split.query, tmp_path))
+    first_half = replace(split, query=split.query.subset(np.arange(30)))
+    values = evaluate(glyph_victim, unchanged, clean=split.query, progress=False)
+    assert values["attack success"] == 0
+    same = evaluate(glyph_victim, first_half, progress=False)
+    assert values["tpr@fpr=0.001"] == pytest.approx(same["tpr@fpr=0.001"])
+
+    for i, name in enumerate(split.query.names[:30]):
+        blend = split.query.read(i) * 0.6 + split.query.read(i + 30) * 0.4  # with other letters
+        encode(tmp_path / f"{name}.png", blend.astype(np.uint8))
+    blended = replace(split, query=replace_queries(split.query, tmp_path))
+    harmed = evaluate(glyph_victim, blended, clean=split.query, progress=False)
+    alone = evaluate(glyph_victim, blended, progress=False)
+    assert 0 < harmed["attack success"] <= 1
+    assert harmed["tpr@fpr=0.001"] < same["tpr@fpr=0.001"]
+    assert harmed["map (plain)"] == alone["map (plain)"]
+    assert harmed["tpr@fpr=0.001"] != alone["tpr@fpr=0.001"]  # its own pairs set another threshold
+    with pytest.raises(ArgumentError, match="is not among the clean queries"):
+        evaluate(glyph_victim, blended, clean=split.query.subset(np.arange(5)), progress=False)
+
+
+def test_single_shot_needs_cameras(glyph_victim: Victim) -> None:
+    split = replace(few_glyphs(), protocol="same-identity")
+    values = evaluate(glyph_victim, split, progress=False)
+    assert not [name for name in values if "single-shot" in name]
+
+
+def test_evaluate_of_strangers_has_no_values(glyph_victim: Victim) -> None:
+    split = load_data("glyphs")
+    alone = replace(split.query, identities=np.full(len(split.query), 10**6))
+    split = replace(
+        split, query=alone.subset(np.arange(5)), gallery=split.gallery.subset(np.arange(20))
+    )
+    values = evaluate(glyph_victim, split, progress=False)
+    assert values["no-match queries"] == 5
+    assert {values[name] for name in ("recall@1", "minp", "median first match")} == {None}
+
+
 def test_wrong_input_is_named() -> None:
-    labels = Labels(torch.arange(2), torch.arange(2))
+    labels = Labels(torch.arange(2), torch.arange(2), torch.arange(2))
     with pytest.raises(ArgumentError, match="not finite"):
         ExactIndex(torch.tensor([[1.0], [torch.nan]]))
     with pytest.raises(ArgumentError, match="1 of 2 query features are not finite"):
@@ -203,7 +290,7 @@ def test_wrong_input_is_named() -> None:
         )
     with pytest.raises(ArgumentError, match="one label per picture"):
         rank(ExactIndex(torch.eye(2)), torch.eye(2), labels[:1], labels, CrossCamera())
-    with pytest.raises(SpecError, match="plain, trapezoid"):
+    with pytest.raises(SpecError, match="map@r, plain, trapezoid"):
         metrics.average_precision(
             rank(ExactIndex(torch.eye(2)), torch.eye(2), labels, labels, CrossCamera()), "mean"
         )

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from uturn import attacks
     from uturn.data.catalog import load_data
     from uturn.types import Perturbation, Scene
+    from uturn.victims.load import load_victim
     from uturn.victims.preprocessing import Preprocessing
     from uturn.victims.victim import Victim
-    from uturn.victims.load import load_victim
 
 # Loaded on first use, so that `uturn --help` does not wait for torch.
 _HOMES = {

@@ -42,6 +42,12 @@ INDEX = click.option(
     help="exact:cosine or exact:euclidean; default: exact, which is what the victim was "
     "published with.",
 )
+RERANK = click.option(
+    "--rerank",
+    help="Stages behind the index, joined by +: aqe:n=10,alpha=3 (query expansion), "
+    "k-reciprocal:k1=20,k2=6,weight=0.3 (each query alone), in `uturn eval` also "
+    "k-reciprocal-together (all queries at once, as published).",
+)
 AT = click.option(
     "--at",
     type=click.Choice(["model", "native"]),
@@ -135,8 +141,8 @@ def demo(out: Path, quiet: bool) -> None:
 @click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
 @click.option(
     "--convention",
-    help="Average precision: plain or trapezoid (see `uturn list metrics`); default: plain, in "
-    "paper mode trapezoid.",
+    help="Average precision: plain, trapezoid or map@r (see `uturn list metrics`); default: "
+    "plain, in paper mode trapezoid.",
 )
 @click.option(
     "--mode",
@@ -148,6 +154,7 @@ def demo(out: Path, quiet: bool) -> None:
 @AT
 @SCALES
 @INDEX
+@RERANK
 @click.option(
     "--survive",
     default="",
@@ -374,6 +381,7 @@ def whiten(
 )
 @SCALES
 @INDEX
+@RERANK
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @DEVICE
 @QUIET
@@ -384,6 +392,7 @@ def evaluate(
     query_dir: Path | None,
     scales: tuple[float, ...],
     index: str | None,
+    rerank: str | None,
     as_json: bool,
     device: str,
     quiet: bool,
@@ -394,17 +403,17 @@ def evaluate(
     from uturn.retrieval.evaluate import evaluate as score
     from uturn.victims.load import load_victim, pick_device
 
-    split = load_data(data)
+    split, clean = load_data(data), None
     if query_dir is not None:
-        split = replace(split, query=replace_queries(split.query, query_dir))
+        clean, split = split.query, replace(split, query=replace_queries(split.query, query_dir))
     loaded = load_victim(victim, pick_device(device)).at_scales(scales)
-    values = score(loaded, split, index or "exact", progress=not quiet)
+    values = score(loaded, split, index or "exact", rerank=rerank, clean=clean, progress=not quiet)
     if as_json:
         click.echo(json.dumps(values))
     else:
         for name, value in values.items():
             click.echo(
-                f"{name:<16} {value:.4f}" if isinstance(value, float) else f"{name:<16} {value}"
+                f"{name:<24} {value:.4f}" if isinstance(value, float) else f"{name:<24} {value}"
             )
 
 
@@ -501,7 +510,7 @@ def get(name: str, to: Path | None, yes: bool, sha256: tuple[str, ...], quiet: b
 def list_(what: str) -> None:
     """What there is by name."""
     for name, summary in _catalogue(what).items():
-        click.echo(f"{name:<14} {summary}")
+        click.echo(f"{name:<16} {summary}")
 
 
 def _catalogue(what: str) -> dict[str, str]:

@@ -3,54 +3,140 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from uturn.data.pictures import Pictures
-from uturn.data.split import Split
-from uturn.progress import bar
+from uturn.data.split import Protocol, Split
+from uturn.errors import ArgumentError
 from uturn.retrieval import metrics
 from uturn.retrieval.judge import Labels
-from uturn.retrieval.system import RetrievalSystem, chunks, extract_pictures
+from uturn.retrieval.ranking import Ranking, join, rank_scores, scored
+from uturn.retrieval.single_shot import recall_single_shot
+from uturn.retrieval.system import RetrievalSystem, extract_all
+from uturn.retrieval.verification import Impostors
 from uturn.victims.victim import Victim
 
 
 def evaluate(
-    victim: Victim, split: Split, index: str = "exact", *, progress: bool = True
+    victim: Victim,
+    split: Split,
+    index: str = "exact",
+    *,
+    rerank: str | None = None,
+    clean: Pictures | None = None,
+    progress: bool = True,
 ) -> dict[str, str | int | float | None]:
-    """Recall@1/5/10 and mAP by every convention, as fractions, with what they rest on.
+    """Every metric's mean, as fractions unless they are ranks, with what they rest on.
 
-    A metric is None if no query has a relevant item.
+    ``clean`` holds the queries before an attack, under the same names, if those of ``split``
+    are attacked: they set the threshold of TPR@FPR, and the attack's success is reported too.
+    A metric is None if no query has a relevant item (or, for success, a right first match).
+
+    Raises:
+        ArgumentError: ``clean`` lacks a query.
     """
-    gallery = _extract(victim, split.gallery, "gallery", progress)
-    system = RetrievalSystem.build(victim, split, gallery, index)
-    query = _extract(victim, split.query, "queries", progress)
-    ranking = system.rank(query, Labels.of(split.query, victim.device))
+    originals = None if clean is None else _same(clean, split.query.names)
+    gallery = extract_all(victim, split.gallery, "gallery", progress=progress)
+
+    def ask(pictures: Pictures, what: str) -> _Answers:
+        known = _among(pictures, split.gallery)
+        if known is None:
+            features = extract_all(victim, pictures, what, progress=progress)
+        else:  # leave one out: every query stands in the gallery
+            features = gallery[known]
+        system = RetrievalSystem.build(
+            victim, split, gallery, index, rerank=rerank, queries=features
+        )
+        return _Answers.of(features, Labels.of(pictures, victim.device), system, split.protocol)
+
+    found = ask(split.query, "queries")
+    before = found if originals is None else ask(originals, "clean queries")
+    ranking, threshold = found.ranking, before.impostors.threshold()
+    first = metrics.first_match(ranking)
     values = {f"recall@{k}": metrics.recall_at(ranking, k) for k in metrics.RECALLS}
     for convention in metrics.CONVENTIONS:
         values[f"map ({convention})"] = metrics.average_precision(ranking, convention)
+    values |= {
+        "r-precision": metrics.r_precision(ranking),
+        "minp": metrics.inp(ranking),
+        "mean first match": first,
+        "normalised rank": metrics.normalised_rank(ranking),
+        f"tpr@fpr={metrics.FPR}": metrics.accepted(ranking, threshold),
+    }
+    if found.single_shot is not None:
+        for k, recall in zip(metrics.RECALLS, found.single_shot.T, strict=True):
+            values[f"recall@{k} (single-shot)"] = recall
+    if originals is not None:
+        values["attack success"] = metrics.attack_success(
+            metrics.first_match(before.ranking), first
+        )
     return {
         "victim": victim.name,
         "data": split.name,
-        "index": str(system.index),
+        "index": found.index,
         "queries": len(split.query),
         "gallery": len(split.gallery),
         "no-match queries": int((ranking.matches == 0).sum()),
         "tied queries": int(ranking.tied.sum()),
-        **{name: _mean(value) for name, value in values.items()},
+        **{name: _number(value.nanmean()) for name, value in values.items()},
+        "median first match": _number(first.nanquantile(0.5)),
     }
 
 
-def _mean(values: Tensor) -> float | None:
-    mean = float(values.nanmean())
-    return None if math.isnan(mean) else mean
+@final
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """What one pass over the scores of some queries gives."""
+
+    index: str
+    ranking: Ranking
+    impostors: Impostors
+    single_shot: Tensor | None
+    """``(Q, len(RECALLS))``; None where the protocol has no cameras to choose pictures by."""
+
+    @classmethod
+    def of(
+        cls, features: Tensor, labels: Labels, system: RetrievalSystem, protocol: Protocol
+    ) -> _Answers:
+        gallery = system.gallery
+        rankings, recalls = list[Ranking](), list[Tensor]()
+        impostors = Impostors(metrics.FPR, len(labels) * len(gallery))
+        for chunk in scored(system.index, features, labels, gallery, system.judge):
+            rankings.append(rank_scores(*chunk))
+            impostors = impostors.see(chunk)
+            if protocol == "cross-camera":
+                recalls.append(
+                    recall_single_shot(rankings[-1], chunk, gallery.identities, metrics.RECALLS)
+                )
+        return cls(
+            str(system.index), join(rankings), impostors, torch.cat(recalls) if recalls else None
+        )
 
 
-def _extract(victim: Victim, pictures: Pictures, what: str, progress: bool) -> Tensor:
-    parts = []
-    with bar(len(pictures), f"embedding the {what}", "picture", show=progress) as shown:
-        for chunk in chunks(len(pictures)):
-            parts.append(extract_pictures(victim, pictures, chunk))
-            shown.update(len(chunk))
-    return torch.cat(parts)
+def _among(pictures: Pictures, gallery: Pictures) -> Tensor | None:
+    """Where the pictures stand in the gallery; None unless all of them do."""
+    position = {name: i for i, name in enumerate(gallery.names)}
+    if pictures.source is not gallery.source or not position.keys() >= set(pictures.names):
+        return None
+    return torch.tensor([position[name] for name in pictures.names])
+
+
+def _same(clean: Pictures, names: tuple[str, ...]) -> Pictures:
+    position = {name: i for i, name in enumerate(clean.names)}
+    missing = [name for name in names if name not in position]
+    if missing:
+        raise ArgumentError(
+            f"query {missing[0]} (and {len(missing) - 1} more) is not among the clean queries; "
+            "an attacked query bears the name of the clean one"
+        )
+    return clean.subset(np.array([position[name] for name in names]))
+
+
+def _number(value: Tensor) -> float | None:
+    number = float(value)
+    return None if math.isnan(number) else number

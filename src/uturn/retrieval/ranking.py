@@ -5,8 +5,9 @@ Positions are found by counting the items ahead, without sorting the gallery.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +39,30 @@ class Ranking:
     tied: Tensor
     """``(Q,)`` bool: the first match ties with an irrelevant item (see `TIES`)."""
 
+    items: Tensor
+    """``(Q,)`` int64: how many items were ranked, relevant or not; the ignored are not counted."""
+
+    scores: Tensor
+    """``(Q, P)``: the score at each of ``positions``, hence descending; padded with -inf."""
+
     def __len__(self) -> int:
         return len(self.matches)
 
 
-def rank(index: Index, queries: Tensor, query: Labels, gallery: Labels, judge: Judge) -> Ranking:
-    """Rank the gallery for query features ``(Q, D)`` in chunks of bounded memory.
+class Chunk(NamedTuple):
+    """Some queries against the whole gallery: scores and the judge's two masks, ``(q, G)``."""
+
+    scores: Tensor
+    relevant: Tensor
+    ignored: Tensor
+
+
+def scored(
+    index: Index, queries: Tensor, query: Labels, gallery: Labels, judge: Judge
+) -> Iterator[Chunk]:
+    """Score and judge query features ``(Q, D)`` in their order, in chunks of bounded memory.
+
+    There is always one chunk, which is empty if there are no queries.
 
     Raises:
         ArgumentError: sizes do not fit, or a feature is not finite.
@@ -55,19 +74,29 @@ def rank(index: Index, queries: Tensor, query: Labels, gallery: Labels, judge: J
         )
     require_finite(queries, "query")
     size = max(1, _CHUNK // max(1, len(gallery)))
-    parts = []
-    for begin in range(0, len(queries), size):
+    for begin in range(0, max(1, len(queries)), size):
         part = slice(begin, begin + size)
-        relevant, ignored = judge(query[part], gallery)
-        parts.append(rank_scores(index.scores(queries[part]), relevant, ignored))
-    if not parts:
-        none = torch.zeros(0, dtype=torch.int64, device=queries.device)
-        return Ranking(none[:, None], none, none.bool())
+        yield Chunk(index.scores(queries[part]), *judge(query[part], gallery))
+
+
+def rank(index: Index, queries: Tensor, query: Labels, gallery: Labels, judge: Judge) -> Ranking:
+    """Rank the gallery for query features ``(Q, D)``; raises as `scored` does."""
+    return join([rank_scores(*chunk) for chunk in scored(index, queries, query, gallery, judge)])
+
+
+def join(parts: Sequence[Ranking]) -> Ranking:
+    """One ranking of the queries of all ``parts``, of which there is at least one."""
     width = max(part.positions.shape[1] for part in parts)
+
+    def padded(values: Tensor, filler: float) -> Tensor:
+        return F.pad(values, (0, width - values.shape[1]), value=filler)
+
     return Ranking(
-        torch.cat([F.pad(p.positions, (0, width - p.positions.shape[1])) for p in parts]),
-        torch.cat([p.matches for p in parts]),
-        torch.cat([p.tied for p in parts]),
+        positions=torch.cat([padded(part.positions, 0) for part in parts]),
+        matches=torch.cat([part.matches for part in parts]),
+        tied=torch.cat([part.tied for part in parts]),
+        items=torch.cat([part.items for part in parts]),
+        scores=torch.cat([padded(part.scores, -torch.inf) for part in parts]),
     )
 
 
@@ -103,4 +132,6 @@ def rank_scores(scores: Tensor, relevant: Tensor, ignored: Tensor) -> Ranking:
 
     best = thresholds.gather(1, (matches - 1).clamp(min=0)[:, None]) if width else thresholds
     tied = ((scores == best) & counted).any(1) & (matches > 0) if width else matches.bool()
-    return Ranking(positions, matches, tied)
+    # Positions ascend as scores descend.
+    ladder = torch.where(order > 0, thresholds, -torch.inf).sort(1, descending=True).values
+    return Ranking(positions, matches, tied, items=(~ignored).sum(1), scores=ladder)

@@ -14,7 +14,9 @@ from uturn.data.split import Split
 from uturn.progress import bar
 from uturn.retrieval.index import Index, build_index, top
 from uturn.retrieval.judge import Judge, Labels, judge_for
-from uturn.retrieval.ranking import Ranking, rank
+from uturn.retrieval.ranking import Ranking, rank, scored
+from uturn.retrieval.rerank import build_stages
+from uturn.retrieval.verification import Impostors
 from uturn.victims.preprocessing import by_shape
 from uturn.victims.victim import Victim, to_pixels
 
@@ -42,11 +44,23 @@ class RetrievalSystem:
 
     @classmethod
     def build(
-        cls, victim: Victim, split: Split, features: Tensor, index: str = "exact"
+        cls,
+        victim: Victim,
+        split: Split,
+        features: Tensor,
+        index: str = "exact",
+        *,
+        rerank: str | None = None,
+        queries: Tensor | None = None,
     ) -> RetrievalSystem:
-        """Index the gallery's raw ``features`` ``(G, D)`` as the index spec says."""
+        """Index the gallery's raw ``features`` ``(G, D)`` as the index spec says.
+
+        ``rerank`` names stages behind it (`uturn.retrieval.rerank`); one that looks at all
+        queries together is given their features.
+        """
+        built = build_index(index, features.to(victim.device), victim.similarity)
         return cls(
-            build_index(index, features.to(victim.device), victim.similarity),
+            build_stages(rerank, built, queries) if rerank else built,
             Labels.of(split.gallery, victim.device),
             judge_for(split),
         )
@@ -54,6 +68,13 @@ class RetrievalSystem:
     def rank(self, features: Tensor, query: Labels) -> Ranking:
         """Positions of the relevant items for query features ``(Q, D)``."""
         return rank(self.index, features, query, self.gallery, self.judge)
+
+    def threshold(self, features: Tensor, query: Labels, fpr: float) -> float:
+        """The score above which at most ``fpr`` of the impostor pairs of these queries lie."""
+        impostors = Impostors(fpr, len(query) * len(self.gallery))
+        for chunk in scored(self.index, features, query, self.gallery, self.judge):
+            impostors = impostors.see(chunk)
+        return impostors.threshold()
 
     def ask(self, features: Tensor, query: Labels, k: int) -> list[list[Hit]]:
         """Per query the first ``k`` items, best first, as a person would see them.

@@ -139,13 +139,17 @@ class Insider:
         return places, (~ignored).sum(1)
 
     def _as_candidate(self, goal: Goal, labels: Labels, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of the attacked pictures as gallery items, asked by the chosen ones."""
+        """Places of the attacked pictures as gallery items, asked by the chosen ones.
+
+        By the plain index: the scores of a re-ranking depend on who else is in the gallery.
+        """
+        gallery = build_index(self.index, self.features, self.victim.similarity)
         pictures = build_index(self.index, features, self.victim.similarity)
         counted = self.system.gallery.identities != JUNK
         places = []
         for column in goal.chosen.T:  # (B,)
             asked = self.features[column]
-            scores = self.system.index.scores(asked)  # (B, G)
+            scores = gallery.scores(asked)  # (B, G)
             own = pictures.scores(asked).diagonal()[:, None]
             ahead = (scores >= own) & counted
             ahead.scatter_(1, column[:, None], False)  # whoever asks does not find itself

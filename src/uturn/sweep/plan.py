@@ -83,6 +83,8 @@ class Plan:
     """Of average precision; None is ``plain``, in paper mode ``trapezoid``."""
     index: str | None = None
     """None is ``exact`` as the victim was published, in paper mode ``exact:cosine``."""
+    rerank: str | None = None
+    """Stages between index and metrics, such as ``aqe:n=5+k-reciprocal``; None is none."""
     at: At = "model"
     """Whether the picture on the victim's grid is changed, or the one in the file."""
     mode: Mode = "default"

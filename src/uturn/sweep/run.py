@@ -29,7 +29,14 @@ from uturn.retrieval.index import build_index
 from uturn.retrieval.intervals import identity_bootstrap
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import TIES
-from uturn.retrieval.system import RetrievalSystem, chunks, extract_decoded, extract_pictures
+from uturn.retrieval.rerank import build_stages
+from uturn.retrieval.system import (
+    RetrievalSystem,
+    chunks,
+    extract_all,
+    extract_decoded,
+    extract_pictures,
+)
 from uturn.sweep import checks
 from uturn.sweep.channels import CHANNELS, PAPER_QUALITY, jpeg
 from uturn.sweep.insider import Goal, Insider
@@ -41,6 +48,12 @@ from uturn.victims.preprocessing import by_shape
 from uturn.victims.victim import Victim, to_picture, to_pixels
 
 Column = npt.NDArray[np.float64]
+
+WORSE = {
+    **dict.fromkeys(("ap", "r_precision", "inp", "tpr"), min),
+    **dict.fromkeys(("first_match_rank", "normalised_rank"), max),
+}
+"""Which of two values of a column is the worse for the victim."""
 
 SHOWN = 8
 """Queries whose rank lists are kept for the report: the first of the seeded sample, not the
@@ -75,9 +88,11 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
         folder.clean_up()
         return folder.results()
     features = _gallery(victim, split, folder, progress).to(victim.device)
-    system = RetrievalSystem.build(victim, split, features, str(plan.index))
+    system = RetrievalSystem.build(victim, split, features, str(plan.index), rerank=plan.rerank)
     insider = Insider(victim, split, system, features, str(plan.index), plan.seed)
-    sweep = _Sweep(plan, folder, victim, split, system, insider, progress)
+    clean = extract_all(victim, split.query, "clean queries", progress=progress)
+    threshold = system.threshold(clean, Labels.of(split.query, victim.device), metrics.FPR)
+    sweep = _Sweep(plan, folder, victim, split, system, insider, threshold, progress)
     sweep.craft()
     return sweep.reduce()
 
@@ -86,7 +101,10 @@ def _rehearse(victim: Victim, split: Split, plan: Plan) -> None:
     """Try the index and every objective on one query, so that misfits fail before long work."""
     pixels = to_pixels(victim.grid([split.query.read(0)])).to(victim.device)
     with torch.no_grad():
-        build_index(str(plan.index), victim.features(pixels), victim.similarity)
+        one = victim.features(pixels)
+    built = build_index(str(plan.index), one, victim.similarity)
+    if plan.rerank:
+        build_stages(plan.rerank, built)
     for objective in {job.attack.objective for job in plan.jobs() if job.attack}:
         if objective is None or needs(objective):
             continue  # nothing to climb, or something that is drawn from the gallery
@@ -139,6 +157,8 @@ class _Sweep:
     split: Split
     system: RetrievalSystem
     insider: Insider
+    threshold: float
+    """Of `metrics.accepted`, fixed on the clean queries."""
     progress: bool
 
     def batches(self) -> list[range]:
@@ -228,8 +248,8 @@ class _Sweep:
         part = self._score(job, queries)
         for worst, rows in zip(part["rows"], by_query, strict=True):
             for key in worst:
-                if worst[key] is not None and key.startswith(("ap", "first_match_rank")):
-                    extreme = min if key.startswith("ap") else max
+                extreme = WORSE.get(key.partition("|")[0])
+                if extreme and worst[key] is not None:
                     worst[key] = extreme(row[key] for row in rows)
         return {"seconds": sum(part["seconds"] for part in parts), **part}
 
@@ -272,10 +292,17 @@ class _Sweep:
         """Columns of per-query values; None where a query has no relevant item."""
         ranking = self.system.rank(features, labels)
         first = metrics.first_match(ranking).tolist()
-        precision = metrics.average_precision(ranking, str(self.plan.convention)).tolist()
+        values = {
+            "ap": metrics.average_precision(ranking, str(self.plan.convention)),
+            "r_precision": metrics.r_precision(ranking),
+            "inp": metrics.inp(ranking),
+            "normalised_rank": metrics.normalised_rank(ranking),
+            "tpr": metrics.accepted(ranking, self.threshold),
+        }
+        columns = {name: column.tolist() for name, column in values.items()}
         return {
             "first_match_rank": [None if math.isnan(rank) else int(rank) for rank in first],
-            "ap": [None if math.isnan(value) else value for value in precision],
+            **{k: [None if math.isnan(v) else v for v in column] for k, column in columns.items()},
             "matches": ranking.matches.tolist(),
             "tied": ranking.tied.tolist(),
         }
@@ -311,7 +338,7 @@ class _Sweep:
             ]
             seconds = sum(part["seconds"] for part in parts)
             queries += rows
-            results.append(self._result(job, rows, seconds))
+            results.append(self._result(job, rows, seconds, queries[: len(rows)]))
             ranklists += [
                 {"attack": job.name, "eps": job.eps, "folder": job.folder, **answer}
                 for part in parts
@@ -324,13 +351,16 @@ class _Sweep:
             "dimensions": features.shape[1],
             "nonnegative features": bool((features >= 0).all()),
             "gradients": sum(row["gradients"] * row["queries"] for row in results),
+            "threshold": self.threshold,
         }
         self.folder.finish(queries, results, ranklists, facts)
         return results
 
-    def _result(self, job: Job, rows: list[Row], seconds: float) -> Row:
-        def column(key: str) -> Column:
-            return np.array([row[key] for row in rows], dtype=np.float64)  # None → NaN
+    def _result(self, job: Job, rows: list[Row], seconds: float, clean: list[Row]) -> Row:
+        """A row of the table, from a job's query rows and those of the clean queries."""
+
+        def column(key: str, of: list[Row] = rows) -> Column:
+            return np.array([row[key] for row in of], dtype=np.float64)  # None → NaN
 
         def values(suffix: str = "") -> dict[str, Column]:
             first = column(f"first_match_rank{suffix}")
@@ -341,6 +371,16 @@ class _Sweep:
             return {**hit, "map": column(f"ap{suffix}")}
 
         identities, measured = column("identity").astype(np.int64), values()
+        first, before = column("first_match_rank"), column("first_match_rank", clean)
+        lost = metrics.attack_success(torch.from_numpy(before), torch.from_numpy(first)).numpy()
+        more = {
+            "success": lost if job.eps else np.full_like(lost, np.nan),
+            "r_precision": column("r_precision"),
+            "minp": column("inp"),
+            "normalised_rank": column("normalised_rank"),
+            f"tpr@fpr={metrics.FPR}": column("tpr"),
+            "mean_first_match": first,
+        }
         return {
             "attack": job.name,
             "eps": job.eps,
@@ -355,7 +395,11 @@ class _Sweep:
             "goal": self._goal(rows),
             "ci95": {
                 name: identity_bootstrap(value, identities, self.plan.seed)
-                for name, value in measured.items()
+                for name, value in {**measured, **more}.items()
+            },
+            "metrics": {
+                **{name: _mean(value) for name, value in more.items()},
+                "median_first_match": _median(first),
             },
             "survive": {
                 channel: {name: _mean(value) for name, value in values(f"|{channel}").items()}
@@ -390,3 +434,8 @@ class _Sweep:
 def _mean(values: Column) -> float | None:
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if len(kept) else None
+
+
+def _median(values: Column) -> float | None:
+    kept = values[~np.isnan(values)]
+    return float(np.median(kept)) if len(kept) else None

@@ -1,0 +1,65 @@
+"""Verification: the score above which a pair passes for the same, fixed on clean pairs.
+
+Every pair of a query and an item that is irrelevant to it and not ignored is an impostor pair.
+Which genuine pairs pass is a metric of a ranking (`metrics.accepted`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from uturn.errors import ArgumentError
+from uturn.retrieval.ranking import Chunk
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Impostors:
+    """The impostor pairs seen so far: their number, and the highest of their scores.
+
+    A false positive rate of ``fpr`` over at most ``pairs`` pairs rests on no more than the
+    fpr·pairs + 2 highest scores, and no more are kept.
+
+    >>> seen = Impostors(fpr=0.25, pairs=8)
+    >>> items = torch.arange(8)[None]
+    >>> seen.see(Chunk(items / 8, relevant=items > 4, ignored=items == 4)).threshold()
+    0.25
+
+    Raises:
+        ArgumentError: ``fpr`` is not in [0, 1].
+    """
+
+    fpr: float
+    pairs: int
+    count: int = 0
+    highest: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fpr <= 1:
+            raise ArgumentError(f"a false positive rate is within 0 and 1, got {self.fpr}")
+
+    def see(self, chunk: Chunk) -> Impostors:
+        """The same with the impostor pairs of ``chunk``."""
+        scores = chunk.scores[~(chunk.relevant | chunk.ignored)]
+        pool = scores if self.highest is None else torch.cat([self.highest, scores])
+        kept = min(len(pool), int(self.fpr * self.pairs) + 2)
+        return replace(self, count=self.count + len(scores), highest=pool.topk(kept).values)
+
+    def threshold(self) -> float:
+        """The least score that no more than ``fpr`` of the impostor pairs lie above.
+
+        A pair is accepted if its score is *above* it. It is the score of the first impostor that
+        is one too many: of n impostor pairs the (m + 1)-th highest, where m is the largest number
+        with m / n ≤ fpr. So impostors that tie with it are all rejected, and the rate that is
+        reached may be less than ``fpr``, never more. -inf if all may pass, NaN if there are none.
+        """
+        if self.highest is None or not self.count:
+            return math.nan
+        about = int(self.fpr * self.count)  # a product of floats can be off by one
+        allowed = next(m for m in (about + 1, about, about - 1) if m / self.count <= self.fpr)
+        return float(self.highest[allowed]) if allowed < self.count else -math.inf
