@@ -301,6 +301,10 @@ def a_module(seed: int = 0) -> nn.Module:
     return Linear(normal(6, 3, 8, 4, seed=seed), torch.zeros(6))
 
 
+def a_small_network() -> nn.Module:
+    return Tiny(0)
+
+
 def a_victim() -> Victim:
     return Victim(name="mine", network=a_module(), preprocessing=RAW)
 

@@ -31,6 +31,7 @@ from uturn.sweep.channels import CHANNELS
 from uturn.sweep.checks import measure
 from uturn.sweep.plan import Job
 from uturn.sweep.store import RunFolder
+from uturn.victims.victim import At
 
 SMALL = ["--queries", "40", "--batch-size", "8", "--eps", "2,8", "--seed", "3"]
 
@@ -94,6 +95,51 @@ def test_rows_follow_from_the_queries(finished: Path) -> None:
         assert row["map"] == pytest.approx(np.mean([q["ap"] for q in own]), abs=1e-12)
         low, high = row["ci95"]["map"]
         assert low <= row["map"] <= high
+
+
+def test_the_other_metrics_follow_from_the_queries_too(finished: Path) -> None:
+    queries = pq.read_table(finished / "queries.parquet").to_pylist()
+    clean = {q["query"]: q["first_match_rank"] for q in queries if q["attack"] == "clean"}
+    for row in rows(finished):
+        own = [q for q in queries if (q["attack"], q["eps"]) == (row["attack"], row["eps"])]
+        found = row["metrics"]
+        for name, column in (("minp", "inp"), ("tpr@fpr=0.001", "tpr")):
+            assert found[name] == pytest.approx(np.mean([q[column] for q in own]), abs=1e-12)
+        assert found["median_first_match"] == np.median([q["first_match_rank"] for q in own])
+        lost = [q["first_match_rank"] > 1 for q in own if clean[q["query"]] == 1]
+        assert found["success"] == (np.mean(lost) if row["eps"] else None)
+    strongest = rows(finished)[-1]["metrics"]
+    assert strongest["success"] > 0.5
+    assert strongest["tpr@fpr=0.001"] < rows(finished)[0]["metrics"]["tpr@fpr=0.001"] / 2
+
+
+def test_the_threshold_is_that_of_the_clean_queries(finished: Path) -> None:
+    """A sweep's clean row and `uturn eval` agree, and so does the attacked row given the clean."""
+    split = load_data("glyphs").sample(12, 3)
+    victim = load_victim("glyph_net")
+    clean, *_, attacked = rows(finished)
+    alone = evaluate(victim, split, progress=False)
+    assert alone["tpr@fpr=0.001"] == pytest.approx(clean["metrics"]["tpr@fpr=0.001"])
+    changed = replace_queries(split.query, finished / "images" / "odfa" / "eps8")
+    after = evaluate(victim, replace(split, query=changed), clean=split.query, progress=False)
+    assert after["tpr@fpr=0.001"] == pytest.approx(attacked["metrics"]["tpr@fpr=0.001"])
+    assert after["attack success"] == pytest.approx(attacked["metrics"]["success"])
+    assert after["map (plain)"] == pytest.approx(attacked["map"])
+
+
+def test_re_ranked_sweeps_name_their_stages_and_score_each_query_alone(tmp_path: Path) -> None:
+    stages = "aqe:n=3+k-reciprocal:k1=8,k2=3"
+    few = plan(queries=4, attacks=("fast",), eps=(8,), rerank=stages, batch_size=4)
+    alone = replace(few, batch_size=1)
+    first = run(few, tmp_path / "four", progress=False)
+    second = run(alone, tmp_path / "one", progress=False)
+    assert first[0]["index"] == (
+        "aqe:n=3,alpha=3+exact:cosine+k-reciprocal:k1=8,k2=3,weight=0.3,power=2"
+    )
+    assert first[0]["map"] == pytest.approx(second[0]["map"], abs=1e-6)
+    with pytest.raises(SpecError, match="k-reciprocal"):
+        run(replace(few, rerank="k-reciprocal-together"), tmp_path / "no", progress=False)
+    assert not (tmp_path / "no").exists()
 
 
 def test_every_scored_picture_is_within_its_budget(finished: Path) -> None:
@@ -355,3 +401,33 @@ def test_market_protocol_end_to_end(tmp_path: Path) -> None:
     assert first[0]["first_match_rank"] in (1, 2, 3)
     assert first[1]["first_match_rank"] is None
     assert not math.isnan(table[0]["map"])
+
+
+@pytest.mark.parametrize("at", ["model", "native"])
+def test_pictures_of_many_shapes_with_their_proportions_kept(tmp_path: Path, at: At) -> None:
+    """Landmarks and other photographs: no two need have the same shape on the victim's grid."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        height, width = rng.integers(10, 60, 2)
+        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        encode(tmp_path / "data" / f"class{number % 3}" / f"{number}.png", picture)
+    shaped = Plan(
+        victim="tests.test_preprocessing:a_small_network,size=32x32,fit=within",
+        data=f"folder:{tmp_path / 'data'}",
+        attacks=("odfa", "tma:steps=2"),
+        eps=(4,),
+        batch_size=5,
+        at=at,
+        survive=("resize",),
+    )
+    clean, odfa, _ = run(shaped, tmp_path / "run", progress=False)
+    assert clean["queries"] == 12
+    assert odfa["cosine"] < clean["cosine"]
+    shapes = set()
+    for file in (tmp_path / "run" / "images" / "odfa").rglob("*.png"):
+        before = decode(tmp_path / "run" / "images" / "clean" / file.relative_to(file.parents[1]))
+        shapes.add(before.shape)
+        assert decode(file).shape == before.shape
+        assert np.abs(decode(file).astype(int) - before).max() <= 4
+    assert len(shapes) > 6
+    assert (max(max(shape) for shape in shapes) <= 32) == (at == "model")
