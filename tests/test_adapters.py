@@ -31,12 +31,13 @@ from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim, to_pixels
 
 SHAPES = {
-    "landscape": (60, 95),
-    "portrait": (134, 50),
+    "landscape": (60, 97),
+    "portrait": (131, 50),
     "square": (80, 80),
     "tiny": (7, 5),
     "long": (24, 300),
 }
+"""(H, W), among them such as leave half a pixel on both sides of a crop."""
 
 
 def peer(name: str) -> Any:
@@ -117,6 +118,8 @@ def test_timm_on_pixels_is_timm_on_pictures(timm: Any, name: str, tmp_path: Path
     config = timm.data.resolve_model_data_config(theirs)
     transform = timm.data.create_transform(**config, is_training=False)
     assert victim.preprocessing.mean == config["mean"]
+    exact = picture(*victim.preprocessing.size)  # already fits: not made larger and cropped again
+    assert np.array_equal(victim.preprocessing.on_grid(exact), exact)
     agree(
         victim,
         transform,
@@ -533,6 +536,10 @@ def test_hf_weights_that_are_missing_or_of_another_shape(transformers: Any, tmp_
     save_file({**state, lost: torch.ones(5)}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="in another shape"):
         uturn.load_victim(f"hf:{folder}")
+    half = (folder / "model.safetensors").read_bytes()[:2000]
+    (folder / "model.safetensors").write_bytes(half)
+    with pytest.raises(CheckpointError, match=r"transformers cannot load .*; download or copy"):
+        uturn.load_victim(f"hf:{folder}")
 
 
 @pytest.mark.parametrize(
@@ -769,6 +776,30 @@ def test_three_lines_for_clip(transformers: Any, here: Path) -> None:
         photos = uturn.load_data("folder:photos").query
         found = uturn.attacks.odfa(eps=4)(victim, victim.grid([photos.read(0), photos.read(1)]))
     """)
+
+
+def test_modules_that_view_their_maps_are_as_welcome(here: Path) -> None:
+    class Old(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.deep = nn.Conv2d(3, 4, 3, stride=2), nn.Conv3d(1, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).view(len(x), -1)
+
+    inputs = uturn.Preprocessing(size=(16, 12))
+    victim = Victim(name="old", network=Old(), preprocessing=inputs)
+    assert victim.embed(pixels_of(victim, (20, 30))).shape == (1, 4 * 7 * 5)
+
+
+def test_networks_that_return_no_features_are_named() -> None:
+    inputs = uturn.Preprocessing(size=(16, 12))
+    maps = Victim(name="maps", network=nn.Conv2d(3, 4, 3), preprocessing=inputs)
+    with pytest.raises(ArgumentError, match=r"victim maps returns \(1, 4, 14, 10\); wrap it"):
+        maps.embed(torch.rand(1, 3, 16, 12))
+    both = Victim(name="both", network=Several(1), preprocessing=inputs)
+    with pytest.raises(ArgumentError, match="victim both returns tuple; wrap it"):
+        both.embed(torch.rand(1, 3, 16, 12))
 
 
 def test_three_lines_for_any_module(here: Path) -> None:

@@ -142,7 +142,7 @@ def test_names_are_unique() -> None:
 
 
 def test_unknown_data_lists_the_known() -> None:
-    with pytest.raises(SpecError, match="known: cifar10, cub200, .*glyphs, .*market1501"):
+    with pytest.raises(SpecError, match=r"known: cifar10, cub200, .*glyphs, .*market1501"):
         load_data("imagenet")
     with pytest.raises(SpecError, match="needs root"):
         load_data("market1501")

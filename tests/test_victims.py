@@ -231,7 +231,7 @@ def test_foreign_cards_are_checked(tmp_path: Path, card: object) -> None:
 
 
 def test_unknown_victims_and_options_list_the_valid_ones() -> None:
-    with pytest.raises(SpecError, match="known: .*glyph_net, .*osnet_x0_25"):
+    with pytest.raises(SpecError, match=r"known: .*glyph_net, .*osnet_x0_25"):
         load_victim("osnet")
     with pytest.raises(SpecError, match="osnet_x0_25 needs trained weights"):
         load_victim("osnet_x0_25")

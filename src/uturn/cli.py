@@ -515,9 +515,12 @@ def list_(what: str) -> None:
 
 def _catalogue(what: str) -> dict[str, str]:
     if what == "victims":
+        from uturn.victims.load import ADAPTERS
         from uturn.victims.zoo import ZOO
 
-        return {name: architecture.summary for name, architecture in ZOO.items()}
+        summaries = {name: architecture.summary for name, architecture in ZOO.items()}
+        adapters = {f"{name}:": text for name, text in _summaries(ADAPTERS).items()}
+        return summaries | adapters | {"PACKAGE.MODULE:": "a function of yours; see docs/victims.md"}
     if what == "data":
         from uturn.data import catalog
 

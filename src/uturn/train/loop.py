@@ -99,7 +99,11 @@ def train(recipe: Recipe, out: Path, *, progress: bool = True) -> float:
     tensors |= {f"classifier.{key}": value for key, value in head.state_dict().items()}
     checkpoints.write(out, tensors, checkpoints.Card(chosen.preprocessing, "cosine"))
     victim = Victim(
-        name=recipe.arch, network=network, preprocessing=chosen.preprocessing, device=device
+        name=recipe.arch,
+        network=network,
+        preprocessing=chosen.preprocessing,
+        device=device,
+        layout=torch.channels_last,
     )
     recall = evaluate(victim, split, progress=progress)["recall@1"]
     return float(recall) if recall is not None else math.nan

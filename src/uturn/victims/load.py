@@ -25,7 +25,7 @@ from uturn.victims.adapters import (
     torchreid,
     torchscript,
 )
-from uturn.victims.preprocessing import Fit, Interpolation, Order, Preprocessing
+from uturn.victims.preprocessing import Centre, Fit, Interpolation, Order, Preprocessing
 from uturn.victims.test_time import Average
 from uturn.victims.victim import Victim
 from uturn.victims.whitening import Whitening
@@ -109,6 +109,7 @@ def adjusted(
     fit: Fit | None = None,
     crop_from: int | None = None,
     order: Order | None = None,
+    centre: Centre | None = None,
     flip: bool | None = None,
     crops: tuple[int, int] | None = None,
     average: Average | None = None,

@@ -30,6 +30,10 @@ larger, until it lies within size, proportions kept (landmarks).
 
 Order = Literal["RGB", "BGR"]
 
+Centre = Literal["round", "floor"]
+"""Where a crop begins that cannot lie in the very middle: half a pixel is rounded to even
+(torchvision, timm), or down (Hugging Face's transformers)."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,7 @@ class Preprocessing:
     crop_from: int | None = None
     """With ``crop``: the shorter side before the crop; None is the longer side of ``size``."""
     order: Order = "RGB"
+    centre: Centre = "round"
 
     def __post_init__(self) -> None:
         if not (
@@ -63,7 +68,12 @@ class Preprocessing:
             raise ArgumentError(f"mean and std must be three numbers, got {self.mean}, {self.std}")
         if min(self.std) <= 0:
             raise ArgumentError(f"std must be positive, got {self.std}")
-        for name, known in (("interpolation", Interpolation), ("fit", Fit), ("order", Order)):
+        for name, known in (
+            ("interpolation", Interpolation),
+            ("fit", Fit),
+            ("order", Order),
+            ("centre", Centre),
+        ):
             if getattr(self, name) not in get_args(known):
                 raise ArgumentError(
                     f"{name} must be one of {', '.join(get_args(known))}, "
@@ -96,7 +106,8 @@ class Preprocessing:
 
     def _corner(self, height: int, width: int) -> tuple[int, int]:
         """Where the crop from the centre begins: top, left."""
-        return round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        settle = round if self.centre == "round" else math.floor
+        return settle((height - self.size[0]) / 2), settle((width - self.size[1]) / 2)
 
     def resize(self, pixels: Tensor) -> Tensor:
         """Pixels ``(B, 3, *)`` at the network's size, differentiably, as Pillow resizes.
@@ -117,11 +128,11 @@ class Preprocessing:
         return pixels[..., top : top + self.size[0], left : left + self.size[1]]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """``(pixels − mean) / std`` per channel, laid out as the networks like it."""
+        """``(pixels − mean) / std`` per channel."""
         mean = pixels.new_tensor(self.mean)[:, None, None]
         std = pixels.new_tensor(self.std)[:, None, None]
         ordered = pixels if self.order == "RGB" else pixels.flip(1)
-        return ((ordered - mean) / std).contiguous(memory_format=torch.channels_last)
+        return (ordered - mean) / std
 
     def on_grid(self, picture: Picture) -> Picture:
         """One decoded picture of any size as the network sees it: ``(H, W, 3)`` uint8.

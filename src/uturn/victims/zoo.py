@@ -222,6 +222,7 @@ def build(spec: specs.Spec, elsewhere: Iterable[str] = ()) -> Victim:
         similarity=card.similarity,
         classifier=_fill(network, chosen, checkpoint),
         fingerprint=checkpoint.fingerprint,
+        layout=torch.channels_last,
     )
 
 

@@ -38,7 +38,7 @@ def build(model: str, download: bool = False) -> Victim:
 
     Raises:
         SpecError: something is missing, or the model or its preprocessing cannot be followed.
-        CheckpointError: weights are missing from the file, or have another shape.
+        CheckpointError: weights are damaged, missing from the file, or of another shape.
     """
     transformers = require("transformers", "zoo")
     require("transformers.image_processing_utils", "zoo")  # it imports torchvision where there is
@@ -50,7 +50,7 @@ def build(model: str, download: bool = False) -> Victim:
             processor = transformers.AutoImageProcessor.from_pretrained(
                 folder, backend="pil", local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # whatever its classes make of a strange configuration
             raise SpecError(
                 f"{name} has an image processor that cannot be used here: {error}"
             ) from error
@@ -123,7 +123,7 @@ def _tower(transformers: Any, folder: Path, name: str) -> tuple[nn.Module, str, 
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever its classes make of a strange configuration
         raise SpecError(f"{name} is of a kind that transformers does not know: {error}") from error
     kind = config.model_type
     if getattr(config, "quantization_config", None):
@@ -164,8 +164,10 @@ def _loaded(architecture: Any, folder: Path, name: str, **options: Any) -> nn.Mo
             ignore_mismatched_sizes=True,  # they are counted below
             **options,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SpecError(f"transformers cannot load {name}: {error}") from error
+    except Exception as error:  # a damaged file can make it raise anything
+        raise CheckpointError(
+            f"transformers cannot load {folder} ({error}); download or copy it again"
+        ) from error
     # transformers draws what it misses at random.
     odd = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in sorted(found[kind])]
     if odd:
@@ -211,6 +213,7 @@ def _lifted(processor: Any, name: str) -> Preprocessing:
         interpolation=resample,
         mean=given("image_mean") if given("do_normalize") else (0, 0, 0),
         std=given("image_std") if given("do_normalize") else (1, 1, 1),
+        centre="floor",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from uturn.errors import ArgumentError, SpecError
 from uturn.types import LEVELS
-from uturn.victims.preprocessing import Preprocessing
+from uturn.victims.preprocessing import Centre, Preprocessing
 from uturn.victims.victim import Victim, to_pixels
 
 _OWN_WAY = "write package.module:function, which returns a uturn.Victim with the preprocessing"
@@ -27,11 +28,11 @@ def of_torchvision(transform: Any, name: str) -> Preprocessing:
     steps = {type(step).__name__: step for step in getattr(transform, "transforms", [])}
     edge, crop = _side(steps.get("Resize")), _side(steps.get("CenterCrop"))
     size = crop or edge
-    repeated = len(steps) != len(getattr(transform, "transforms", []))
-    if repeated or steps.keys() - _STEPS or len(size) != 2 or (len(edge) == 2 and edge != size):
+    known = len(steps) == len(getattr(transform, "transforms", [])) and steps.keys() <= _STEPS
+    if not (known and edge and len(size) == 2 and (len(edge) == 1 or edge == size)):
         raise SpecError(
-            f"{name} prepares pictures by {' '.join(str(transform).split())}, which uturn cannot "
-            f"follow; {_OWN_WAY}"
+            f"{name} prepares pictures by {textwrap.shorten(str(transform), 200)}, which uturn "
+            f"cannot follow; {_OWN_WAY}"
         )
     norm = steps.get("Normalize")
     return preprocessing(
@@ -62,6 +63,7 @@ def preprocessing(
     interpolation: Any,
     mean: Any,
     std: Any,
+    centre: Centre = "round",
 ) -> Preprocessing:
     """`Preprocessing` of numbers as others store them: crop after resizing, or stretch.
 
@@ -77,6 +79,7 @@ def preprocessing(
             interpolation=interpolation,
             fit="stretch" if crop_from is None else "crop",
             crop_from=crop_from,
+            centre=centre,
         )
     except ArgumentError as error:
         raise SpecError(f"{name} cannot be prepared for as it asks: {error}; {_OWN_WAY}") from error

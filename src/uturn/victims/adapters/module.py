@@ -26,7 +26,8 @@ def factory(module: str, name: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # whatever the module does when it is imported
         raise SpecError(
-            f"cannot import {module!r} ({error!r}); it must be on PYTHONPATH and import cleanly"
+            f"cannot import {module!r} ({error!r}); it must import cleanly, and be "
+            "on PYTHONPATH: for a file in this folder, write PYTHONPATH=. before uturn"
         ) from error
     if not callable(found):
         raise SpecError(f"{module!r} has no function {name!r}; write package.module:function")
