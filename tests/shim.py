@@ -1,6 +1,7 @@
 """torchvision's compiled operators, declared but not defined.
 
-Its wheel is built for CUDA; its import fails on a PyTorch without CUDA unless these names exist. No network here calls them.
+Its wheel is built for CUDA, and its import fails on a PyTorch without CUDA unless these names
+exist. No network here calls them.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import uturn
 from tests import shim
 from tests.conftest import Tiny, write_market
+from tests.test_docs import blocks
 from uturn.errors import ArgumentError, CheckpointError, SpecError
 from uturn.victims import load
 from uturn.victims.adapters import lifting
@@ -705,7 +706,7 @@ def test_onnx_of_any_size_and_of_half_precision(tmp_path: Path) -> None:
 def test_an_attack_on_onnx_says_that_it_is_a_black_box(tmp_path: Path) -> None:
     peer("onnxruntime")
     victim = uturn.load_victim(f"onnx:{onnx(tmp_path / 'tiny.onnx', ['n', 3, 20, 16])}")
-    with pytest.raises(ArgumentError, match=r"is a black box: .*--transfer-to or uturn eval"):
+    with pytest.raises(ArgumentError, match=r"is a black box: .*score this one with uturn eval"):
         uturn.attacks.odfa(eps=2)(victim, victim.grid([picture(30, 30)]))
 
 
@@ -741,41 +742,36 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(code: str, **names: object) -> Tensor:
-    exec(inspect.cleandoc(code), {"uturn": uturn, **names}, names)
+def run(mark: str, **names: object) -> None:
+    """Run the README's block that has ``mark`` in it, and look at what it found."""
+    (code,) = (block for block in blocks("README.md", "python") if mark in block)
+    assert len(code.strip().splitlines()) == 3
+    exec(code, {"uturn": uturn}, names)
     found = names["found"]
     assert isinstance(found, uturn.Perturbation)
-    change = found.delta
-    assert 0 < int(change.abs().max()) <= 4
-    return change
+    assert 0 < int(found.delta.abs().max()) <= 4
 
 
 def test_three_lines_for_timm_on_folders(timm: Any, here: Path) -> None:
     torch.manual_seed(0)
     save_file(timm.create_model("resnet18").state_dict(), "resnet18.safetensors")
-    run("""
-        victim = uturn.load_victim("timm:resnet18,weights=resnet18.safetensors")
-        photos = uturn.load_data("folder:photos").query
-        found = uturn.attacks.odfa(eps=4)(victim, victim.grid([photos.read(0)]))
-    """)
+    run("timm:")
 
 
 def test_three_lines_for_torchreid_on_market(torchreid: Any, here: Path) -> None:
     reid(torchreid, "osnet_x0_25", 3, here / "osnet_x0_25_market1501.pth")
-    run("""
-        victim = uturn.load_victim("torchreid:osnet_x0_25,weights=osnet_x0_25_market1501.pth")
-        people = uturn.load_data("market1501:market1501").query
-        found = uturn.attacks.odfa(eps=4)(victim, victim.grid([people.read(0)]))
-    """)
+    run("torchreid:")
 
 
 def test_three_lines_for_clip(transformers: Any, here: Path) -> None:
     saved(here / "clip-vit-base-patch32", clip(transformers), CLIP)
-    run("""
-        victim = uturn.load_victim("hf:clip-vit-base-patch32")
-        photos = uturn.load_data("folder:photos").query
-        found = uturn.attacks.odfa(eps=4)(victim, victim.grid([photos.read(0), photos.read(1)]))
-    """)
+    run("hf:")
+
+
+def test_three_lines_for_any_module(here: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(9))
+    network(torch.rand(1, 3, 224, 224))
+    run("uturn.Victim(", network=network, photos=uturn.load_data("folder:photos").query)
 
 
 def test_modules_that_view_their_maps_are_as_welcome(here: Path) -> None:
@@ -800,17 +796,3 @@ def test_networks_that_return_no_features_are_named() -> None:
     both = Victim(name="both", network=Several(1), preprocessing=inputs)
     with pytest.raises(ArgumentError, match="victim both returns tuple; wrap it"):
         both.embed(torch.rand(1, 3, 16, 12))
-
-
-def test_three_lines_for_any_module(here: Path) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(9))
-    network(torch.rand(1, 3, 224, 224))
-    run(
-        """
-        inputs = uturn.Preprocessing(size=(224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        victim = uturn.Victim(name="mine", network=network, preprocessing=inputs)
-        found = uturn.attacks.odfa(eps=4)(victim, victim.grid([photos.read(0)]))
-        """,
-        network=network,
-        photos=uturn.load_data("folder:photos").query,
-    )

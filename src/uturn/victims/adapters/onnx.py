@@ -18,7 +18,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def build(path: str) -> Victim | Bare:
-    """onnx:PATH[,size=HxW]: a black box for scoring (eval, --query-dir, --transfer-to) only.
+    """onnx:PATH[,size=HxW]: a black box for scoring (eval, --query-dir) only.
 
     It takes normalised pictures ``(B, 3, H, W)`` and runs on the CPU. H and W, where the file
     fixes them, are the victim's size. If several tensors come out, one of them must be ``(B, D)``.
@@ -105,6 +105,6 @@ class _NoWayBack(torch.autograd.Function):
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise ArgumentError(
             f"{ctx.name} is a black box: ONNX files have no gradients, so no attack can climb "
-            "them; attack another victim and score this one with --transfer-to or uturn eval "
+            "them; attack another victim and score this one with uturn eval "
             "--query-dir"
         )
