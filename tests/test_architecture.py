@@ -12,7 +12,7 @@ FLOORS = [
     {"types", "errors", "rng", "specs", "parallel", "progress", "report", "_version"},
     {"victims", "data"},
     {"attacks", "retrieval"},
-    {"train", "sweep"},
+    {"train", "sweep", "doctor"},
     {"cli", "__main__", "__init__"},
 ]
 """From the ground up. A room imports from its own floor and from those below."""

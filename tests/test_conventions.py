@@ -402,7 +402,7 @@ def fixed(p: Problem, fpr: float) -> float:
     for part in itertools.starmap(slice, [(0, 1), (1, 4), (4, None)]):
         impostors = impostors.see(Chunk(*(values[part] for values in p.chunk)))
         assert impostors.highest is not None
-        assert len(impostors.highest) <= fpr * p.scores.size + 2
+        assert len(impostors.highest) <= 2 * (fpr * p.scores.size + 2)
     return impostors.threshold()
 
 

@@ -411,9 +411,12 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(values))
     else:
+        intervals = values.pop("ci95")
         for name, value in values.items():
+            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+            low, high = intervals.get(name) or (None, None)
             click.echo(
-                f"{name:<24} {value:.4f}" if isinstance(value, float) else f"{name:<24} {value}"
+                f"{name:<24} {shown}" + ("" if low is None else f"  95 % {low:.4f}–{high:.4f}")
             )
 
 
@@ -449,6 +452,51 @@ def train(out: Path, augment: str, device: str, quiet: bool, **options: Any) -> 
     recipe = Recipe(augment=names, device=str(pick_device(device)), **options)
     recall = fit(recipe, out, progress=not quiet)
     click.echo(f"{out}: Recall@1 {recall:.4f} on the unseen identities of {recipe.data}")
+
+
+@main.command()
+@click.option("--victim", required=True, help=VICTIM_HELP)
+@click.option("--data", help=f"{DATA_HELP} Without it pictures are built and labels are missing.")
+@click.option(
+    "--queries",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Labelled queries that are asked under every preprocessing.",
+)
+@click.option("--seed", default=0, show_default=True, help="Draws the pictures.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DEVICE
+@QUIET
+@_plainly
+def doctor(
+    victim: str,
+    data: str | None,
+    queries: int,
+    seed: int,
+    as_json: bool,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Examine a victim: wrong preprocessing, train mode, broken gradients and more.
+
+    Every check is told with what was measured, cause and remedy; exits with 1 if one failed.
+    """
+    from uturn.data.catalog import load_data
+    from uturn.doctor.finding import text
+    from uturn.doctor.victim import examine
+    from uturn.victims.load import load_victim, pick_device
+
+    loaded = load_victim(victim, pick_device(device))
+    split = load_data(data) if data else None
+    found = examine(loaded, split, queries=queries, seed=seed, progress=not quiet)
+    if as_json:
+        told = {"schema": 1, "victim": victim, "data": data, "seed": seed}
+        click.echo(json.dumps(told | {"findings": [finding.as_dict() for finding in found]}))
+    else:
+        click.echo(text(found))
+    if any(finding.verdict == "failed" for finding in found):
+        raise click.exceptions.Exit(1)
 
 
 @main.command()
@@ -520,7 +568,7 @@ def _catalogue(what: str) -> dict[str, str]:
 
         summaries = {name: architecture.summary for name, architecture in ZOO.items()}
         adapters = {f"{name}:": text for name, text in _summaries(ADAPTERS).items()}
-        return summaries | adapters | {"PACKAGE.MODULE:": "a function of yours; see docs/victims.md"}
+        return summaries | adapters | {"PACKAGE.MODULE:": "FUNCTION of yours: docs/victims.md"}
     if what == "data":
         from uturn.data import catalog
 

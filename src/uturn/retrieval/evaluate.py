@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from uturn.data.pictures import Pictures
 from uturn.data.split import Protocol, Split
 from uturn.errors import ArgumentError
 from uturn.retrieval import metrics
+from uturn.retrieval.intervals import identity_bootstrap, weighted_mean
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import Ranking, join, rank_scores, scored
 from uturn.retrieval.single_shot import recall_single_shot
-from uturn.retrieval.system import RetrievalSystem, extract_all
+from uturn.retrieval.system import RetrievalSystem, extract_all, require_matches
 from uturn.retrieval.verification import Impostors
 from uturn.victims.victim import Victim
 
@@ -29,17 +30,20 @@ def evaluate(
     *,
     rerank: str | None = None,
     clean: Pictures | None = None,
+    seed: int = 0,
     progress: bool = True,
-) -> dict[str, str | int | float | None]:
+) -> dict[str, Any]:
     """Every metric's mean, as fractions unless they are ranks, with what they rest on.
 
     ``clean`` holds the queries before an attack, under the same names, if those of ``split``
-    are attacked: they set the threshold of TPR@FPR, and the attack's success is reported too.
-    A metric is None if no query has a relevant item (or, for success, a right first match).
+    are attacked: they set the threshold of TPR@FPR, and the attack's success and the embeddings'
+    cosine to the clean ones are reported too. A metric is None if no query has a relevant item
+    (or, for success, a right first match). ``ci95`` holds intervals by bootstrap over identities.
 
     Raises:
-        ArgumentError: ``clean`` lacks a query.
+        ArgumentError: ``clean`` lacks a query. DataError: no query has a relevant item.
     """
+    require_matches(split)
     originals = None if clean is None else _same(clean, split.query.names)
     gallery = extract_all(victim, split.gallery, "gallery", progress=progress)
 
@@ -56,35 +60,44 @@ def evaluate(
 
     found = ask(split.query, "queries")
     before = found if originals is None else ask(originals, "clean queries")
-    ranking, threshold = found.ranking, before.impostors.threshold()
-    first = metrics.first_match(ranking)
+    ranking, first = found.ranking, metrics.first_match(found.ranking)
+    tpr = f"tpr@fpr={metrics.FPR}"
     values = {f"recall@{k}": metrics.recall_at(ranking, k) for k in metrics.RECALLS}
     for convention in metrics.CONVENTIONS:
         values[f"map ({convention})"] = metrics.average_precision(ranking, convention)
+    if split.protocol == "listed":
+        for k in metrics.RECALLS:
+            values[f"precision@{k}"] = metrics.precision_at(ranking, k)
     values |= {
-        "r-precision": metrics.r_precision(ranking),
+        "r_precision": metrics.r_precision(ranking),
         "minp": metrics.inp(ranking),
-        "mean first match": first,
-        "normalised rank": metrics.normalised_rank(ranking),
-        f"tpr@fpr={metrics.FPR}": metrics.accepted(ranking, threshold),
+        "normalised_rank": metrics.normalised_rank(ranking),
+        tpr: metrics.accepted(ranking, before.impostors.threshold()),
+        "mean_first_match": first,
     }
     if found.single_shot is not None:
         for k, recall in zip(metrics.RECALLS, found.single_shot.T, strict=True):
             values[f"recall@{k} (single-shot)"] = recall
     if originals is not None:
-        values["attack success"] = metrics.attack_success(
-            metrics.first_match(before.ranking), first
-        )
+        values["success"] = metrics.attack_success(metrics.first_match(before.ranking), first)
+        values["cosine_to_clean"] = F.cosine_similarity(found.features, before.features)
+    columns = {name: value.double().cpu().numpy() for name, value in values.items()}
+    weights = {tpr: ranking.matches.double().cpu().numpy()}  # of genuine pairs, not of queries
     return {
         "victim": victim.name,
         "data": split.name,
+        "protocol": split.protocol,
         "index": found.index,
         "queries": len(split.query),
         "gallery": len(split.gallery),
         "no-match queries": int((ranking.matches == 0).sum()),
         "tied queries": int(ranking.tied.sum()),
-        **{name: _number(value.nanmean()) for name, value in values.items()},
-        "median first match": _number(first.nanquantile(0.5)),
+        **{name: weighted_mean(column, weights.get(name)) for name, column in columns.items()},
+        "median_first_match": float(np.nanmedian(columns["mean_first_match"])),
+        "ci95": {
+            name: identity_bootstrap(column, split.query.identities, seed, weights.get(name))
+            for name, column in columns.items()
+        },
     }
 
 
@@ -94,6 +107,7 @@ class _Answers:
     """What one pass over the scores of some queries gives."""
 
     index: str
+    features: Tensor
     ranking: Ranking
     impostors: Impostors
     single_shot: Tensor | None
@@ -114,7 +128,11 @@ class _Answers:
                     recall_single_shot(rankings[-1], chunk, gallery.identities, metrics.RECALLS)
                 )
         return cls(
-            str(system.index), join(rankings), impostors, torch.cat(recalls) if recalls else None
+            str(system.index),
+            features,
+            join(rankings),
+            impostors,
+            torch.cat(recalls) if recalls else None,
         )
 
 
@@ -135,8 +153,3 @@ def _same(clean: Pictures, names: tuple[str, ...]) -> Pictures:
             "an attacked query bears the name of the clean one"
         )
     return clean.subset(np.array([position[name] for name in names]))
-
-
-def _number(value: Tensor) -> float | None:
-    number = float(value)
-    return None if math.isnan(number) else number

@@ -10,10 +10,25 @@ from uturn.rng import generator
 RESAMPLES = 2000
 
 
+def weighted_mean(
+    values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64] | None = None
+) -> float | None:
+    """Mean of per-query ``values`` ``(Q,)`` that are not NaN; None if there are none."""
+    kept = ~np.isnan(values)
+    if not kept.any():
+        return None
+    return float(np.average(values[kept], weights=None if weights is None else weights[kept]))
+
+
 def identity_bootstrap(
-    values: npt.NDArray[np.float64], identities: npt.NDArray[np.int64], seed: int
+    values: npt.NDArray[np.float64],
+    identities: npt.NDArray[np.int64],
+    seed: int,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> tuple[float, float] | None:
     """95 % interval of the mean of per-query ``values`` ``(Q,)``; NaN are left out.
+
+    With ``weights`` ``(Q,)`` it is that of the weighted mean.
 
     Percentile bootstrap over identities: whole identities are drawn with replacement. Where
     every value is 0 (or every value is 1) resampling would claim certainty; there the open
@@ -21,7 +36,8 @@ def identity_bootstrap(
     fewer than two identities, which say nothing about a third.
     """
     kept = ~np.isnan(values)
-    values, identities = values[kept], identities[kept]
+    counted = np.ones_like(values) if weights is None else weights
+    values, identities, counted = values[kept], identities[kept], counted[kept]
     if len(np.unique(identities)) < 2:
         return None
     _, group = np.unique(identities, return_inverse=True)
@@ -29,8 +45,8 @@ def identity_bootstrap(
     if values.min() == values.max() and values[0] in (0.0, 1.0):
         slack = 1 - 0.025 ** (1 / groups)
         return (0.0, slack) if values[0] == 0 else (1 - slack, 1.0)
-    sums = np.bincount(group, weights=values)
-    counts = np.bincount(group)
+    sums = np.bincount(group, weights=values * counted)
+    counts = np.bincount(group, weights=counted)
     draw = generator(seed, "identity bootstrap")
     drawn = draw.multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)  # (R, I)
     low, high = np.percentile((drawn @ sums) / (drawn @ counts), [2.5, 97.5])

@@ -152,15 +152,15 @@ FPR = 0.001
 
 METRICS: dict[str, Callable[..., Tensor]] = {
     "recall@k": recall_at,
-    "first_match": first_match,
+    "mean_first_match": first_match,
     **CONVENTIONS,
-    "r-precision": r_precision,
+    "r_precision": r_precision,
     "precision@k": precision_at,
     "minp": inp,
-    "normalised rank": normalised_rank,
+    "normalised_rank": normalised_rank,
     "tpr@fpr": accepted,
     "single-shot": recall_single_shot,
-    "attack success": attack_success,
+    "success": attack_success,
 }
 
 

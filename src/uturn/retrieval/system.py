@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uturn.data.pictures import Picture, Pictures
 from uturn.data.split import Split
+from uturn.errors import ArgumentError, DataError
 from uturn.progress import bar
 from uturn.retrieval.index import Index, build_index, top
 from uturn.retrieval.judge import Judge, Labels, judge_for
@@ -58,6 +59,8 @@ class RetrievalSystem:
         ``rerank`` names stages behind it (`uturn.retrieval.rerank`); one that looks at all
         queries together is given their features.
         """
+        if rerank:
+            require_apart(split)
         built = build_index(index, features.to(victim.device), victim.similarity)
         return cls(
             build_stages(rerank, built, queries) if rerank else built,
@@ -89,6 +92,32 @@ class RetrievalSystem:
             [Hit(i, s, r) for i, s, r, out in zip(*row, strict=True) if not out]
             for row in zip(*columns, strict=True)
         ]
+
+
+def require_apart(split: Split) -> None:
+    """Raise `ArgumentError` if queries stand in the gallery, where re-ranking would see them.
+
+    The clean original of an attacked query would pull the answer back: the victim would look
+    more robust than it is.
+    """
+    if set(split.query.names) & set(split.gallery.names):
+        raise ArgumentError(
+            f"re-ranking looks at whom the gallery has, and in {split.name} every query is there "
+            "itself; leave --rerank out, or split the queries from the gallery"
+        )
+
+
+def require_matches(split: Split) -> None:
+    """Raise `DataError` if no query has a relevant item, before anything is embedded."""
+    judge, cpu = judge_for(split), torch.device("cpu")
+    query, gallery = Labels.of(split.query, cpu), Labels.of(split.gallery, cpu)
+    if not any(
+        bool(judge(query[slice(i, i + 64)], gallery)[0].any()) for i in range(0, len(query), 64)
+    ):
+        raise DataError(
+            f"none of the {len(query)} queries of {split.name} has a relevant picture in the "
+            f"gallery (protocol {split.protocol}); check identities and cameras"
+        )
 
 
 @torch.no_grad()

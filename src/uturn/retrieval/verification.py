@@ -23,7 +23,7 @@ class Impostors:
     """The impostor pairs seen so far: their number, and the highest of their scores.
 
     A false positive rate of ``fpr`` over at most ``pairs`` pairs rests on no more than the
-    fpr·pairs + 2 highest scores, and no more are kept.
+    fpr·pairs + 2 highest scores, and no more than twice as many are kept.
 
     >>> seen = Impostors(fpr=0.25, pairs=8)
     >>> items = torch.arange(8)[None]
@@ -46,9 +46,14 @@ class Impostors:
     def see(self, chunk: Chunk) -> Impostors:
         """The same with the impostor pairs of ``chunk``."""
         scores = chunk.scores[~(chunk.relevant | chunk.ignored)]
-        pool = scores if self.highest is None else torch.cat([self.highest, scores])
-        kept = min(len(pool), int(self.fpr * self.pairs) + 2)
-        return replace(self, count=self.count + len(scores), highest=pool.topk(kept).values)
+        count, kept = self.count + len(scores), int(self.fpr * self.pairs) + 2
+        if self.highest is not None:
+            if len(self.highest) >= kept:  # what is lower than all of them changes nothing
+                scores = scores[scores > self.highest.min()]
+            scores = torch.cat([self.highest, scores])
+        if len(scores) > 2 * kept:  # cut now and then: cutting is what costs
+            scores = scores.topk(kept).values
+        return replace(self, count=count, highest=scores)
 
     def threshold(self) -> float:
         """The least score that no more than ``fpr`` of the impostor pairs lie above.
@@ -62,4 +67,6 @@ class Impostors:
             return math.nan
         about = int(self.fpr * self.count)  # a product of floats can be off by one
         allowed = next(m for m in (about + 1, about, about - 1) if m / self.count <= self.fpr)
-        return float(self.highest[allowed]) if allowed < self.count else -math.inf
+        if allowed >= self.count:
+            return -math.inf
+        return float(self.highest.topk(allowed + 1).values[-1])

@@ -26,7 +26,7 @@ from uturn.parallel import threaded
 from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.index import build_index
-from uturn.retrieval.intervals import identity_bootstrap
+from uturn.retrieval.intervals import identity_bootstrap, weighted_mean
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import TIES
 from uturn.retrieval.rerank import build_stages
@@ -36,6 +36,8 @@ from uturn.retrieval.system import (
     extract_all,
     extract_decoded,
     extract_pictures,
+    require_apart,
+    require_matches,
 )
 from uturn.sweep import checks
 from uturn.sweep.channels import CHANNELS, PAPER_QUALITY, jpeg
@@ -73,6 +75,7 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
     """
     victim = load_victim(plan.victim, plan.device).at_scales(plan.scales)
     split = load_data(plan.data).sample(plan.queries, plan.seed)
+    require_matches(split)
     _rehearse(victim, split, plan)
     folder = RunFolder(
         out,
@@ -81,6 +84,9 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
             "protocol": split.protocol,
             "ties": TIES,
             "victim weights": victim.fingerprint,
+            "preprocessing": repr(victim.preprocessing),
+            "test time": repr(victim.test_time),
+            "similarity": victim.similarity,
             "data fingerprint": split.fingerprint(),
         },
     )
@@ -104,6 +110,7 @@ def _rehearse(victim: Victim, split: Split, plan: Plan) -> None:
         one = victim.features(pixels)
     built = build_index(str(plan.index), one, victim.similarity)
     if plan.rerank:
+        require_apart(split)
         build_stages(plan.rerank, built)
     for objective in {job.attack.objective for job in plan.jobs() if job.attack}:
         if objective is None or needs(objective):
@@ -381,6 +388,8 @@ class _Sweep:
             f"tpr@fpr={metrics.FPR}": column("tpr"),
             "mean_first_match": first,
         }
+        # Of genuine pairs, not of queries.
+        weights = {f"tpr@fpr={metrics.FPR}": column("matches")}
         return {
             "attack": job.name,
             "eps": job.eps,
@@ -389,20 +398,22 @@ class _Sweep:
             "queries": len(rows),
             "convention": self.plan.convention,
             "index": str(self.system.index),
-            **{name: _mean(value) for name, value in measured.items()},
+            **{name: weighted_mean(value) for name, value in measured.items()},
             "cosine": float(column("cosine_to_clean").mean()),
             "linf_levels": float(np.median(column("linf_levels"))),
             "goal": self._goal(rows),
             "ci95": {
-                name: identity_bootstrap(value, identities, self.plan.seed)
+                name: identity_bootstrap(value, identities, self.plan.seed, weights.get(name))
                 for name, value in {**measured, **more}.items()
             },
             "metrics": {
-                **{name: _mean(value) for name, value in more.items()},
+                **{name: weighted_mean(value, weights.get(name)) for name, value in more.items()},
                 "median_first_match": _median(first),
             },
             "survive": {
-                channel: {name: _mean(value) for name, value in values(f"|{channel}").items()}
+                channel: {
+                    name: weighted_mean(value) for name, value in values(f"|{channel}").items()
+                }
                 for channel in self.plan.survive
             },
             "gradients": job.gradients,
@@ -429,11 +440,6 @@ class _Sweep:
         for name in sorted(names):
             picture = self.split.gallery.read(position[name])
             encode(self.folder.thumbnail(name), self.victim.canvas(picture, "model"))
-
-
-def _mean(values: Column) -> float | None:
-    kept = values[~np.isnan(values)]
-    return float(kept.mean()) if len(kept) else None
 
 
 def _median(values: Column) -> float | None:
