@@ -224,6 +224,7 @@ def test_a_wrongly_read_preprocessing_does_not_pass() -> None:
         ("timm:resnet18,weights=x,pretrained=yes", "needs trained weights; write either"),
         ("timm:resnet_18,weights=x", "no model 'resnet_18'; near: .*resnet18"),
         ("timm:hf-hub:a/b,weights=x", "no model 'hf-hub:a/b'"),
+        ("timm:local-dir:/tmp/x,pretrained=yes", "reads tensors only"),
         ("timm:test_vit.nope,pretrained=yes", r"cannot make test_vit.nope \(Invalid pretrained"),
         ("timm:resnet18,weight=x", "no option 'weight'; valid options: model, weights, pretrained"),
     ],
@@ -786,13 +787,3 @@ def test_modules_that_view_their_maps_are_as_welcome(here: Path) -> None:
     inputs = uturn.Preprocessing(size=(16, 12))
     victim = Victim(name="old", network=Old(), preprocessing=inputs)
     assert victim.embed(pixels_of(victim, (20, 30))).shape == (1, 4 * 7 * 5)
-
-
-def test_networks_that_return_no_features_are_named() -> None:
-    inputs = uturn.Preprocessing(size=(16, 12))
-    maps = Victim(name="maps", network=nn.Conv2d(3, 4, 3), preprocessing=inputs)
-    with pytest.raises(ArgumentError, match=r"victim maps returns \(1, 4, 14, 10\); wrap it"):
-        maps.embed(torch.rand(1, 3, 16, 12))
-    both = Victim(name="both", network=Several(1), preprocessing=inputs)
-    with pytest.raises(ArgumentError, match="victim both returns tuple; wrap it"):
-        both.embed(torch.rand(1, 3, 16, 12))

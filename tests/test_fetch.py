@@ -31,9 +31,11 @@ from uturn.cli import main
 from uturn.data import fetch as fetching
 from uturn.data import releases
 from uturn.data.archives import Bounds, unpack
+from uturn.data.catalog import CATALOG
 from uturn.data.fetch import Patience, download, fetch
 from uturn.data.releases import RELEASES, Release, RemoteFile
 from uturn.errors import ArgumentError, DataError
+from uturn.specs import Spec
 
 QUICK = Patience(timeout=2, attempts=3, pause=0.01)
 NOISE = random.Random(0).randbytes(300_000)
@@ -759,3 +761,9 @@ def test_the_releases_are_well_formed() -> None:
             assert file.size is None or file.checksum, "an exact size goes with a checksum"
             assert not Path(file.into).is_absolute()
     assert releases.size_of(999) == "999 bytes"
+
+
+def test_every_release_says_which_data_spec_reads_it() -> None:
+    assert set(CATALOG) - {"folder", "glyphs"} <= set(RELEASES)
+    for release in RELEASES.values():
+        assert not release.use or Spec.parse(release.use).name in CATALOG

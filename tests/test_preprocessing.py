@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,11 +97,15 @@ def test_bgr_networks_get_their_channels_in_their_order() -> None:
         ({"crop_from": 30}, "crop_from needs fit='crop'"),
         ({"fit": "crop", "crop_from": 10}, "must hold a crop"),
         ({"mean": (0.5, 0.5)}, "three numbers"),
+        ({"mean": ("a", 0, 0)}, "three numbers"),
+        ({"size": 24}, "size must be"),
+        ({"size": (True, 24)}, "size must be"),
     ],
 )
 def test_impossible_preprocessing_is_refused(options: dict[str, object], says: str) -> None:
     with pytest.raises(ArgumentError, match=says):
-        Preprocessing(size=(24, 24), **options)  # type: ignore[arg-type]
+        Preprocessing(**{"size": (24, 24), **options})  # type: ignore[arg-type]
+    assert Preprocessing(size=[24, 24]) == Preprocessing(size=(24, 24))  # type: ignore[arg-type]
 
 
 class Mean(nn.Module):
@@ -197,6 +203,59 @@ def test_the_whole_pipeline_has_a_gradient(options: dict[str, object]) -> None:
     assert torch.allclose((slope * direction).sum(), difference.double(), rtol=2e-2, atol=1e-3)
 
 
+def test_a_power_mean_is_refused_where_features_have_signs() -> None:
+    with pytest.raises(ArgumentError, match="never negative"):
+        uturn.load_victim("glyph_net:flip=yes,power=3").embed(torch.rand(1, 3, 32, 32))
+
+
+# -- networks of one's own that are not as they should be -------------------------------------
+
+
+class Returns(nn.Module):
+    """A network that makes of pictures what it is told to."""
+
+    def __init__(self, make: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> object:
+        return self.make(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda x: torch.zeros(2 * len(x), 5), r"returns \(4, 5\) for 2 pictures"),
+        (lambda x: torch.zeros(1, 5), r"returns \(1, 5\) for 2 pictures"),
+        (lambda x: torch.zeros(len(x), 0), r"returns \(2, 0\) for 2 pictures"),
+        (lambda x: torch.zeros(len(x), 5, 1), r"returns \(2, 5, 1\) for 2 pictures"),
+        (lambda x: [x], "returns list for 2 pictures"),
+        (lambda x: x.flatten(1) @ torch.zeros(7, 2), r"fails on pictures of shape \(2, 3, 8, 4\)"),
+    ],
+)
+def test_networks_that_return_no_features_are_named(
+    make: Callable[[Tensor], object], says: str
+) -> None:
+    victim = Victim(name="odd", network=Returns(make), preprocessing=RAW)
+    with pytest.raises(ArgumentError, match=says):
+        victim.embed(torch.rand(2, 3, 8, 4))
+
+
+def test_a_network_without_gradients_says_so() -> None:
+    blind = Returns(lambda x: x.detach().flatten(1))
+    victim = Victim(name="blind", network=blind, preprocessing=RAW)
+    images = torch.full((1, 3, 8, 4), 90, dtype=torch.uint8)
+    with pytest.raises(ArgumentError, match="no gradient reaches the pixels"):
+        uturn.attacks.odfa(eps=2)(victim, images)
+
+
+def test_networks_in_half_precision_are_run_in_full() -> None:
+    pixels = torch.rand(2, 3, 8, 4)
+    for kind in (torch.float16, torch.bfloat16):
+        victim = Victim(name="half", network=a_module().to(kind), preprocessing=RAW)
+        assert torch.allclose(victim.embed(pixels), a_victim().embed(pixels), atol=0.02)
+
+
 # -- whitening ------------------------------------------------------------------------------
 
 
@@ -276,7 +335,7 @@ def test_general_options_reach_every_part() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("glyph_net:size=40", "size takes 2 numbers, such as 1x1"),
+        ("glyph_net:size=40", "size takes 2 numbers, such as 256x128"),
         ("glyph_net:flip=true", "flip must be yes or no"),
         ("glyph_net:fit=zoom", "fit must be one of stretch, crop, within"),
         ("glyph_net:colour=BGR", "no option 'colour'"),
@@ -318,3 +377,27 @@ def test_a_factory_of_ones_own() -> None:
     assert torch.equal(bare.features(pixels), whole.features(pixels))
     other = uturn.load_victim("tests.test_preprocessing:a_module,seed=1,size=8x4")
     assert bare.fingerprint != other.fingerprint
+
+
+def test_factories_as_people_write_them() -> None:
+    expected = uturn.load_victim("tests.test_preprocessing:a_module,seed=3,size=8x4")
+    for name in ("anything_goes", "half_done", "typed_elsewhere"):
+        seed = "" if name == "half_done" else ",seed=3"
+        found = uturn.load_victim(f"tests.test_preprocessing:{name}{seed},size=8x4")
+        assert found.fingerprint == expected.fingerprint
+
+
+def anything_goes(**options: str) -> nn.Module:
+    return a_module(seed=int(options["seed"]))
+
+
+half_done = functools.partial(a_module, 3)
+
+
+def typed_elsewhere(seed: Unheard) -> nn.Module:  # noqa: F821
+    return a_module(seed=int(seed))
+
+
+def test_a_victim_without_a_fingerprint_gets_one() -> None:
+    """Else a sweep could not tell it from another and would hand back the other's numbers."""
+    assert uturn.load_victim("tests.test_preprocessing:a_victim").fingerprint

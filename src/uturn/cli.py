@@ -310,7 +310,10 @@ def universal(
 
     split = load_data(data)
     if split.train is None:
-        raise click.ClickException(f"{split.name} has no training pictures to learn from")
+        raise click.ClickException(
+            f"{split.name} has no training pictures to learn from; put them into train/ beside the "
+            "pictures that are tested, or mark them in a CSV (docs/protocols.md)"
+        )
     learned = learn(
         load_victim(victim, pick_device(device)),
         split.train.sample(pictures, seed, split.name, "train pictures"),
@@ -338,6 +341,7 @@ def universal(
     help="File to write (.safetensors).",
 )
 @click.option("--seed", default=0, show_default=True, help="Draws the pictures.")
+@SCALES
 @DEVICE
 @QUIET
 @_plainly
@@ -348,6 +352,7 @@ def whiten(
     pictures: int | None,
     out: Path,
     seed: int,
+    scales: tuple[float, ...],
     device: str,
     quiet: bool,
 ) -> None:
@@ -362,9 +367,12 @@ def whiten(
 
     split = load_data(data)
     if split.train is None:
-        raise click.ClickException(f"{split.name} has no training pictures to learn from")
+        raise click.ClickException(
+            f"{split.name} has no training pictures to learn from; put them into train/ beside the "
+            "pictures that are tested, or mark them in a CSV (docs/protocols.md)"
+        )
     chosen = split.train.sample(pictures, seed, split.name, "train pictures")
-    loaded = load_victim(victim, pick_device(device))
+    loaded = load_victim(victim, pick_device(device)).at_scales(scales)
     features = extract_all(loaded, chosen, "training pictures", progress=not quiet)
     learned = Whitening.pca(features.cpu(), dimensions)
     learned.save(out)

@@ -97,17 +97,29 @@ def call(
     ``given`` are arguments that a spec may not set; ``elsewhere`` names options of the same
     spec that somebody else has taken off already, so that the list is whole.
     """
-    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    parameters = [name for name in inspect.signature(factory).parameters if name not in given]
+    try:
+        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError):  # somebody's own function, annotated for type checkers only
+        hints = {}
+    every = inspect.signature(factory).parameters.values()
+    anything = any(each.kind is each.VAR_KEYWORD for each in every)
+    parameters = [
+        each.name
+        for each in every
+        if each.name not in given and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+    ]
     arguments: dict[str, Any] = {}
     if spec.argument is not None:
         if not parameters:
             raise SpecError(f"{kind} {spec.name!r} takes no argument, got {spec.argument!r}")
         arguments[parameters[0]] = spec.argument
     for key, value in spec.options.items():
-        if key not in parameters:
+        if key not in parameters and not anything:
             valid = ", ".join([*parameters, *elsewhere]) or "none"
-            raise SpecError(f"{kind} {spec.name!r} has no option {key!r}; valid options: {valid}")
+            raise SpecError(
+                f"{kind} {spec.name!r} has no option {key!r}; valid options: {valid} "
+                "(write a path that has = in it as ./a=b)"
+            )
         if key in arguments:
             raise SpecError(f"{kind} {spec.name!r} gets {key!r} twice in {str(spec)!r}")
         arguments[key] = value
@@ -127,6 +139,9 @@ def call(
     return factory(**arguments, **given)
 
 
+_EXAMPLES = {2: "256x128", 3: "0.5+0.5+0.5"}
+
+
 def convert(kind: str, spec: Spec, key: str, text: str, hint: Any) -> Any:
     """Read one option's text as its annotation says: Literal, bool, number, tuple or text.
 
@@ -144,7 +159,7 @@ def convert(kind: str, spec: Spec, key: str, text: str, hint: Any) -> Any:
         if len(parts) != len(wanted):
             raise SpecError(
                 f"{kind} {spec.name!r}: {key} takes {len(wanted)} numbers, such as "
-                f"{'x'.join('1' * len(wanted))}, got {text!r}"
+                f"{_EXAMPLES.get(len(wanted), '1+1')}, got {text!r}"
             )
         return tuple(
             convert(kind, spec, key, part, one) for part, one in zip(parts, wanted, strict=True)

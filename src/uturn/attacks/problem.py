@@ -172,6 +172,11 @@ class Problem:
             for number, view in enumerate(self.views):  # one at a time: one graph in memory
                 pixels = (levels / LEVELS).requires_grad_()
                 per_sample = self.loss(view(pixels, self.draw))  # (B,)
+                if not per_sample.requires_grad:
+                    raise ArgumentError(
+                        "no gradient reaches the pixels: the victim's network breaks the graph "
+                        "(torch.no_grad, detach, or NumPy); `uturn doctor` finds where to look"
+                    )
                 own = torch.autograd.grad(per_sample.sum(), pixels)[0]
                 first = own if number == 0 else first
                 grad = grad + own

@@ -61,7 +61,7 @@ def grocery(root: str, classes: Literal["unseen", "all"] = "unseen") -> Split:
         DataError: a list or a picture is missing, or a line does not parse.
     """
     lists = ("train.txt", "val.txt", "test.txt")
-    inside = ("dataset", "GroceryStoreDataset/dataset", "grocery_store/dataset")
+    inside = ("dataset", "GroceryStoreDataset/dataset", "GroceryStoreDataset-master/dataset")
     base = official("the Grocery Store Dataset", root, inside, lists)
     train, val, test = (
         [

@@ -6,7 +6,7 @@ A checksum stands here only if it is public; its source is beside it. The homepa
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 from urllib.parse import urlsplit
@@ -197,7 +197,7 @@ _ALL = (
             ),
         ),
         note="GitHub packs the archive anew at times, so there is no checksum and no resuming",
-        use="folder:{}/GroceryStoreDataset-master/dataset/test",
+        use="grocery:{}",
     ),
     Release(
         name="market1501",
@@ -219,7 +219,7 @@ _ALL = (
         "list_gallery.txt",
     ),
     Release(
-        name="cuhk03",
+        name="cuhk03np",
         title="CUHK03: 13,164 pictures of 1,360 people, 6 cameras (Li et al., 2014)",
         homepage="https://www.ee.cuhk.edu.hk/~xgwang/CUHK_identification.html",
         terms=f"by request, for academic use only. {_PEOPLE}",
@@ -238,3 +238,5 @@ _ALL = (
 )
 
 RELEASES: dict[str, Release] = {release.name: release for release in _ALL}
+for _name in ("oxford5k", "paris6k"):  # the revisited lists come with the same photographs
+    RELEASES[f"r{_name}"] = replace(RELEASES[_name], name=f"r{_name}", use=f"r{_name}:{{}}")

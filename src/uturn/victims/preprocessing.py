@@ -58,14 +58,21 @@ class Preprocessing:
     centre: Centre = "round"
 
     def __post_init__(self) -> None:
+        for name in ("size", "mean", "std"):
+            if isinstance(getattr(self, name), list):  # equal values must be equal
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if not (
-            len(self.size) == 2
-            and all(isinstance(side, int) and 1 <= side <= _LARGEST for side in self.size)
+            isinstance(self.size, tuple)
+            and len(self.size) == 2
+            and all(type(side) is int and 1 <= side <= _LARGEST for side in self.size)
         ):
             raise ArgumentError(f"size must be (H, W) within 1 … {_LARGEST}, got {self.size!r}")
-        channels = (*self.mean, *self.std)
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, channels)):
-            raise ArgumentError(f"mean and std must be three numbers, got {self.mean}, {self.std}")
+        for three in (self.mean, self.std):
+            numbers = isinstance(three, tuple) and all(isinstance(x, (int, float)) for x in three)
+            if not (numbers and len(three) == 3 and all(map(math.isfinite, three))):
+                raise ArgumentError(
+                    f"mean and std must be three numbers, got {self.mean}, {self.std}"
+                )
         if min(self.std) <= 0:
             raise ArgumentError(f"std must be positive, got {self.std}")
         for name, known in (

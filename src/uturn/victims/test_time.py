@@ -97,5 +97,10 @@ class TestTime:
             looks = F.normalize(looks, dim=3)
         if self.power == 1:
             return looks.mean(0)
+        if bool((looks < 0).any()):
+            raise ArgumentError(
+                f"power={self.power:g} needs features that are never negative, and this victim's "
+                "are; leave power away"
+            )
         # The root of zero has no slope.
         return looks.clamp(min=1e-6).pow(self.power).mean(0).pow(1 / self.power)

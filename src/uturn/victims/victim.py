@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from uturn.data.pictures import Picture
-from uturn.errors import ArgumentError
+from uturn.errors import ArgumentError, UturnError
 from uturn.types import LEVELS, Similarity
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.test_time import TestTime
@@ -62,6 +62,8 @@ class Victim:
         for module in (self.network, self.classifier, self.whitening):
             if module is not None:
                 module.eval().requires_grad_(False)
+                if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
+                    module.float()  # a level of 1/255 is lost in half precision
                 module.to(device=self.device, memory_format=self.layout)  # type: ignore[call-overload]
 
     def __repr__(self) -> str:
@@ -106,7 +108,7 @@ class Victim:
         if self.classifier is None:
             raise ArgumentError(
                 f"victim {self.name} has no classifier, so class-based attacks cannot be used; "
-                "load weights that include it, or use odfa, which needs features only"
+                "load weights that include it, or use --attack odfa,uturn, which need features only"
             )
         logits = []
         for parts in self._looks(pixels):
@@ -119,15 +121,24 @@ class Victim:
         _check(pixels)
         for look in self.test_time.looks(self.preprocessing.resize(pixels.to(self.device))):
             inputs = self.preprocessing.normalise(look).contiguous(memory_format=self.layout)
-            found = self.network(inputs)
-            if not isinstance(found, Tensor) or found.ndim not in (2, 3):
-                what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            try:
+                found = self.network(inputs)
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+                if isinstance(error, (UturnError, torch.OutOfMemoryError)):
+                    raise
                 raise ArgumentError(
-                    f"the network of victim {self.name} returns {what}; wrap it in an nn.Module "
-                    "that returns features (B, D), or (B, P, D) of P parts"
+                    f"the network of victim {self.name} fails on pictures of shape "
+                    f"{tuple(inputs.shape)}: {error}; check size=, crops= and --scales"
+                ) from error
+            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            if not isinstance(what, tuple) or not (
+                len(what) in (2, 3) and what[0] == len(inputs) and what[-1] > 1
+            ):
+                raise ArgumentError(
+                    f"the network of victim {self.name} returns {what} for {len(inputs)} pictures; "
+                    "wrap it in an nn.Module that returns features (B, D), or (B, P, D) of P parts"
                 )
-            found = found.float()
-            yield found[:, None] if found.ndim == 2 else found
+            yield found.float()[:, None] if found.ndim == 2 else found.float()
 
     def _joined(self, parts: Tensor) -> Tensor:
         """Features by parts ``(B, P, D)`` → one vector ``(B, P·D)``."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias, final
 
+import torch
 from torch import Tensor, nn
 
 from uturn.errors import ArgumentError, CheckpointError, SpecError
@@ -58,7 +59,9 @@ def fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, tensor in network.state_dict().items():
         digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 

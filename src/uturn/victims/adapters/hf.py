@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from uturn.errors import CheckpointError, SpecError
+from uturn.errors import ArgumentError, CheckpointError, SpecError
 from uturn.victims.adapters import fingerprint, lifting, require, saying_size
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim
@@ -86,10 +86,15 @@ class Tower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with saying_size(self.name, x):
             output: Any = self.tower(pixel_values=x)
-        found: Tensor = (
-            output.last_hidden_state[:, 0] if self.read == "class_token" else output[self.read]
-        )
-        return found.flatten(1)  # convolutional ones keep (B, D, 1, 1)
+        if self.read == "class_token":
+            return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+        found = output.get(self.read)
+        if found is None:
+            raise ArgumentError(
+                f"{self.name} has no {self.read}, a feature of the whole picture; choose a model "
+                "that has, or write package.module:function, which says what its feature is"
+            )
+        return found.flatten(1)  # type: ignore[no-any-return]  # convolutional: (B, D, 1, 1)
 
 
 def _folder(model: str, name: str, download: bool) -> Path:

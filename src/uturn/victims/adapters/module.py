@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -42,7 +43,10 @@ def as_victim(made: Any, name: str) -> Victim | Bare:
         SpecError: something else.
     """
     if isinstance(made, Victim):
-        return made
+        parts = nn.ModuleList(
+            each for each in (made.network, made.classifier, made.whitening) if each is not None
+        )
+        return made if made.fingerprint else replace(made, fingerprint=fingerprint(parts))
     if isinstance(made, nn.Module):
         return Bare(name, made, fingerprint(made))
     raise SpecError(

@@ -31,8 +31,15 @@ def build(model: str, weights: str | None = None, pretrained: bool = False) -> V
             f"{name} needs trained weights; write either {name},weights=PATH, or "
             f"{name},pretrained=yes to let timm download its own"
         )
-    # hf-hub:… and local-dir:… are timm's own ways to name a model with its weights.
-    if not timm.is_model(model.partition(".")[0]) and not (pretrained and ":" in model):
+    if model.startswith("local-dir:"):
+        raise SpecError(
+            f"{name} would have timm unpickle what it finds; write timm:MODEL,weights=PATH, "
+            "which reads tensors only"
+        )
+    # hf-hub:… is timm's own way to name a model with its weights.
+    if not timm.is_model(model.partition(".")[0]) and not (
+        pretrained and model.startswith("hf-hub:")
+    ):
         near = difflib.get_close_matches(model, timm.list_models()) or ["resnet50"]
         raise SpecError(
             f"timm {timm.__version__} has no model {model!r}; near: {', '.join(near)}; all: "
