@@ -39,6 +39,7 @@ PAGES = (
     "docs/protocols.md",
     "docs/victims.md",
     "docs/doctor.md",
+    "docs/natural_images.md",
 )
 
 THREE_LINES = ("timm:", "torchreid:", "hf:", "uturn.Victim(")
