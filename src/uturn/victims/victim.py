@@ -132,7 +132,7 @@ class Victim:
                 ) from error
             what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             if not isinstance(what, tuple) or not (
-                len(what) in (2, 3) and what[0] == len(inputs) and what[-1] > 1
+                len(what) in (2, 3) and what[0] == len(inputs) and what[-1] > len(what) - 2
             ):
                 raise ArgumentError(
                     f"the network of victim {self.name} returns {what} for {len(inputs)} pictures; "
