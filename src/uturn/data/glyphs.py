@@ -40,7 +40,7 @@ _FIT = SIZE - 6
 
 
 def glyphs() -> Split:
-    """Letters in twelve typefaces, drawn when asked: a quarter of them queried, the rest learned.
+    """Letters in twelve typefaces, drawn when asked: a quarter queried, the rest learned.
 
     A gallery picture and the query of the same identity and face differ in colours, light,
     noise and position; the camera rule ignores that pair.
