@@ -1034,3 +1034,15 @@ def test_the_catalogue_says_what_each_is() -> None:
         assert f"{name} " in result.output
         assert summary in result.output
         assert len(summary) < 90
+
+
+def test_a_column_that_is_nearly_known_is_not_passed_over(tmp_path: Path) -> None:
+    """Without a camera the protocol would be another, and nobody would notice."""
+    (tmp_path / "labels.csv").write_text("path,identity,cam\na.png,1,1\n", encoding="utf-8")
+    with pytest.raises(DataError, match="a column 'cam' that is not read; if it is the camera"):
+        load_data(f"folder:{tmp_path}/labels.csv")
+
+
+def test_a_bare_path_is_no_data_spec(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is a path; write folder:"):
+        load_data(str(tmp_path))

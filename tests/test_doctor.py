@@ -26,6 +26,7 @@ from uturn.doctor.finding import Finding, text
 from uturn.doctor.patient import Patient, built, features
 from uturn.doctor.victim import CHECKS, examine
 from uturn.errors import ArgumentError
+from uturn.victims import zoo
 
 DOCS = Path(__file__).parent.parent / "docs" / "doctor.md"
 SIZE = Preprocessing(size=(24, 16))
@@ -352,7 +353,7 @@ def test_running_statistics_of_other_pictures_accuse_nobody(glyph_patient: Patie
 
 def test_running_statistics_that_remember_nothing(pictures: list[Picture]) -> None:
     fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
-    assert ask("running-statistics", victim_of(fresh), pictures).verdict == "not checked"
+    assert ask("running-statistics", victim_of(fresh), pictures).verdict == "warning"
 
 
 def test_the_divergence_is_that_of_gaussians(trained: Victim) -> None:
@@ -531,3 +532,10 @@ def test_real_weights_of_osnet(shared_data: Path) -> None:
     for name in ("BGR", "double"):
         mistaken = replace(patient, victim=replace(victim, preprocessing=wrong(right)[name]))
         assert CHECKS["recall"](mistaken).verdict == "failed", name
+
+
+def test_a_network_whose_weights_were_never_loaded_is_told(glyph_victim: Victim) -> None:
+    fresh = replace(glyph_victim, network=zoo.ZOO["glyph_net"].build())
+    (told,) = (f for f in examine(fresh) if f.name == "running-statistics")
+    assert told.verdict == "warning"
+    assert "remember nothing" in told.says

@@ -365,6 +365,8 @@ def whiten(
     from uturn.victims.load import load_victim, pick_device
     from uturn.victims.whitening import Whitening
 
+    if out.suffix != ".safetensors":
+        raise click.ClickException(f"{out} must end in .safetensors, the format that is written")
     split = load_data(data)
     if split.train is None:
         raise click.ClickException(
@@ -376,7 +378,11 @@ def whiten(
     features = extract_all(loaded, chosen, "training pictures", progress=not quiet)
     learned = Whitening.pca(features.cpu(), dimensions)
     learned.save(out)
-    click.echo(f"{out}: {learned.projection.shape[1]} → {learned.projection.shape[0]} dimensions")
+    kept, before = learned.projection.shape
+    click.echo(f"{out}: {before} → {kept} dimensions, from {len(chosen)} pictures")
+    if len(chosen) < 5 * kept:
+        click.echo("few pictures for so many dimensions: ask for fewer, or it may harm", err=True)
+    click.echo(f"use it: --victim {victim}{',' if ':' in victim else ':'}whitening={out}")
 
 
 @main.command("eval")
@@ -416,6 +422,7 @@ def evaluate(
         clean, split = split.query, replace(split, query=replace_queries(split.query, query_dir))
     loaded = load_victim(victim, pick_device(device)).at_scales(scales)
     values = score(loaded, split, index or "exact", rerank=rerank, clean=clean, progress=not quiet)
+    values |= {"victim": victim, "data": data, "looks at": repr(loaded)}
     if as_json:
         click.echo(json.dumps(values))
     else:

@@ -203,7 +203,9 @@ def load_attack(spec: str, *, eps: float, mode: Mode = "default") -> Attacker:
     preset = PRESETS[specs.choose("attack", parsed.name, PRESETS)]
     wanted = {k: v for k, v in parsed.options.items() if k in ADJUSTMENTS}
     options = {k: v for k, v in parsed.options.items() if k not in wanted}
-    attack = specs.call("attack", preset, replace(parsed, options=options), eps=eps)
+    attack = specs.call(
+        "attack", preset, replace(parsed, options=options), elsewhere=ADJUSTMENTS, eps=eps
+    )
     return _adjusted(attack, spec, **wanted) if wanted else attack
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from uturn import specs
 from uturn.data.cifar10 import cifar10
@@ -15,6 +16,7 @@ from uturn.data.market1501 import market1501
 from uturn.data.products import grocery, sop
 from uturn.data.reid import cuhk03np, dukemtmc, msmt17
 from uturn.data.split import Split
+from uturn.errors import SpecError
 
 CATALOG: dict[str, Callable[..., Split]] = {
     "glyphs": glyphs,
@@ -41,6 +43,8 @@ def load_data(spec: str) -> Split:
     Raises:
         SpecError: unknown name or option. DataError: the data set is incomplete.
     """
+    if Path(spec).expanduser().exists() and spec not in CATALOG:
+        raise SpecError(f"{spec} is a path; write folder:{spec}, or the data set's name before it")
     parsed = specs.Spec.parse(spec)
     factory = CATALOG[specs.choose("data set", parsed.name, CATALOG)]
     split: Split = specs.call("data set", factory, parsed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import os
@@ -135,6 +136,14 @@ def _require_columns(file: Path, columns: Iterable[str]) -> None:
             raise DataError(
                 f"{file} has no column {' or '.join(COLUMNS[column])}, only "
                 f"{', '.join(names) or 'nothing'}; add it, or name another list with csv=FILE"
+            )
+    known = {name for several in COLUMNS.values() for name in several}
+    for column in ("camera", "split"):  # without them another protocol would be followed
+        meant = difflib.get_close_matches(column, set(names) - known, n=1, cutoff=0.6)
+        if meant and not set(COLUMNS[column]) & set(names):
+            raise DataError(
+                f"{file} has a column {meant[0]!r} that is not read; if it is the {column}, "
+                f"call it {column}, if not, something less alike"
             )
 
 

@@ -25,8 +25,19 @@ def running_statistics(patient: Patient) -> Finding:
     """What batch norm remembers of training against what it is shown now."""
     name, stated = "running-statistics", patient.victim.preprocessing
     layers = _learned(patient.victim.network)
+    modules = patient.victim.network.modules()
+    fresh = sum(isinstance(getattr(each, "running_mean", None), Tensor) for each in modules)
+    if fresh and not layers:
+        return Finding(
+            name=name,
+            verdict="warning",
+            says=f"all {fresh} batch norms remember nothing: mean 0, variance 1, as they are made",
+            measured={"batch norms": fresh},
+            cause="the weights were never loaded, or nothing was trained",
+            remedy="load trained weights before the network becomes a victim",
+        )
     if not layers:
-        says = "the network has no batch norm that remembers its training"
+        says = "the network has no batch norm"
         return Finding(name=name, verdict="not checked", says=says)
     batches = [images for _, images in by_shape(map(stated.on_grid, patient.pictures))]
     weights = _resampled(len(patient.pictures), patient.seed)
@@ -70,6 +81,9 @@ def running_statistics(patient: Patient) -> Finding:
             "of training; give --data with pictures that are"
         )
         return Finding(name=name, verdict="not checked", says=says, measured=measured)
+    if low > 1 and now.value > SAME:
+        says = f"{best} explains them {ratio:.2f} times better: too little to tell; show it more"
+        return Finding(name=name, verdict="note", says=f"{says} pictures", measured=measured)
     says = f"the stated preprocessing explains them; next best: {best}"
     return Finding(name=name, verdict="ok", says=says, measured=measured)
 

@@ -97,6 +97,7 @@ def evaluate(
         "ci95": {
             name: identity_bootstrap(column, split.query.identities, seed, weights.get(name))
             for name, column in columns.items()
+            if name not in ("mean_first_match", "cosine_to_clean")  # no fractions of queries
         },
     }
 

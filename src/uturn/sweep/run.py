@@ -405,6 +405,7 @@ class _Sweep:
             "ci95": {
                 name: identity_bootstrap(value, identities, self.plan.seed, weights.get(name))
                 for name, value in {**measured, **more}.items()
+                if name != "mean_first_match"  # no fraction of queries
             },
             "metrics": {
                 **{name: weighted_mean(value, weights.get(name)) for name, value in more.items()},
