@@ -345,7 +345,12 @@ def stop_midway(
 ) -> subprocess.Popen[str]:
     """Start a sweep and stop it once ``after`` parts are committed."""
     process = subprocess.Popen(
-        command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(out),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that a shell runs in the background is deaf to Ctrl-C, and so would this be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     while len(parts(out, kind)) < after:

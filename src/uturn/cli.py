@@ -305,18 +305,11 @@ def universal(
     Use it as --attack universal:file=OUT, on queries it has not seen and on any victim.
     """
     from uturn.attacks.universal import learn
-    from uturn.data.catalog import load_data
     from uturn.victims.load import load_victim, pick_device
 
-    split = load_data(data)
-    if split.train is None:
-        raise click.ClickException(
-            f"{split.name} has no training pictures to learn from; put them into train/ beside the "
-            "pictures that are tested, or mark them in a CSV (docs/protocols.md)"
-        )
     learned = learn(
         load_victim(victim, pick_device(device)),
-        split.train.sample(pictures, seed, split.name, "train pictures"),
+        _training(data, pictures, seed),
         eps=eps,
         epochs=epochs,
         batch_size=batch_size,
@@ -325,6 +318,19 @@ def universal(
     )
     learned.save(out)
     click.echo(f"{out}: {learned.source}")
+
+
+def _training(data: str, pictures: int | None, seed: int) -> Any:
+    """The training pictures of a data set, or so many of them drawn by the seed."""
+    from uturn.data.catalog import load_data
+
+    split = load_data(data)
+    if split.train is None:
+        raise click.ClickException(
+            f"{split.name} has no training pictures to learn from; put them into train/ beside the "
+            "pictures that are tested, or mark them in a CSV (docs/protocols.md)"
+        )
+    return split.train.sample(pictures, seed, split.name, "train pictures")
 
 
 @main.command()
@@ -360,20 +366,13 @@ def whiten(
 
     Use it as the victim's option whitening=OUT.
     """
-    from uturn.data.catalog import load_data
     from uturn.retrieval.system import extract_all
+    from uturn.victims import checkpoints
     from uturn.victims.load import load_victim, pick_device
     from uturn.victims.whitening import Whitening
 
-    if out.suffix != ".safetensors":
-        raise click.ClickException(f"{out} must end in .safetensors, the format that is written")
-    split = load_data(data)
-    if split.train is None:
-        raise click.ClickException(
-            f"{split.name} has no training pictures to learn from; put them into train/ beside the "
-            "pictures that are tested, or mark them in a CSV (docs/protocols.md)"
-        )
-    chosen = split.train.sample(pictures, seed, split.name, "train pictures")
+    checkpoints.require_writable(out)
+    chosen = _training(data, pictures, seed)
     loaded = load_victim(victim, pick_device(device)).at_scales(scales)
     features = extract_all(loaded, chosen, "training pictures", progress=not quiet)
     learned = Whitening.pca(features.cpu(), dimensions)

@@ -26,6 +26,7 @@ from uturn.errors import ArgumentError, CheckpointError
 from uturn.progress import bar
 from uturn.rng import generator
 from uturn.types import LEVELS, Levels, Scene
+from uturn.victims import checkpoints
 from uturn.victims.victim import Victim
 
 _KEY = "uturn-universal"
@@ -63,9 +64,7 @@ class Universal:
     def save(self, path: Path) -> None:
         """Write the perturbation and where it is from (``.safetensors``)."""
         card = json.dumps({"eps": self.threat.eps, "source": self.source})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"delta": self.delta.to("cpu", torch.int16).contiguous()}
-        safetensors.torch.save_file(tensors, path, metadata={_KEY: card})
+        checkpoints.write_tensors(path, {"delta": self.delta.to(torch.int16)}, {_KEY: card})
 
 
 @final

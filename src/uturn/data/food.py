@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from uturn.data.files import Item, integer, leave_one_out, listed, official, pictures_of
-from uturn.data.landmarks import Box, Cropped
+from uturn.data.pictures import Box, Cropped
 from uturn.data.split import Split
 from uturn.errors import DataError
 

@@ -18,15 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
-from PIL import Image
 
 from uturn.data.pickles import read_pickle
-from uturn.data.pictures import IntArray, Picture, Pictures, Source, decode
+from uturn.data.pictures import Box, Cropped, IntArray, Picture, Pictures, decode
 from uturn.data.split import Listing, Split
 from uturn.errors import DataError
-
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom, in pixels of the whole photograph."""
 
 Level = Literal["easy", "medium", "hard"]
 
@@ -115,41 +111,6 @@ class Filed:
 
     def __repr__(self) -> str:
         return f"Filed({len(self.paths)} pictures)"
-
-
-@final
-@dataclass(frozen=True)
-class Cropped:
-    """Pictures of ``source``, each cut to its box: only that is seen, attacked and scored.
-
-    As in the published pipelines the cut is Pillow's ``crop`` of the box as it stands: each side
-    is rounded to the nearest pixel edge (halves to even), and what lies outside is black.
-    """
-
-    source: Source
-    boxes: Mapping[str, Box]
-
-    def read(self, name: str) -> Picture:
-        picture = self.source.read(name)  # (H, W, 3)
-        left, top, right, bottom = box = self.boxes[name]
-        height, width = picture.shape[:2]
-        if not (_near(left, right, width) and _near(top, bottom, height)):
-            raise DataError(
-                f"the box {box} of query {name} lies outside its picture of {width}x{height}; "
-                "the lists belong to other pictures"
-            )
-        return np.array(Image.fromarray(picture).crop(box))
-
-    def stamp(self, name: str) -> str:
-        return f"{self.source.stamp(name)} {self.boxes[name]}"
-
-    def __repr__(self) -> str:
-        return f"Cropped({self.source!r})"
-
-
-def _near(low: float, high: float, size: int) -> bool:
-    """Whether low to high meets 0 to ``size`` and leaves it by less than ``size`` on a side."""
-    return -size < low < size and 0 < high < 2 * size
 
 
 @final

@@ -11,6 +11,7 @@ from uturn.doctor.alternatives import REMEDY
 from uturn.doctor.finding import Finding
 from uturn.doctor.patient import SHAPES, Patient, built, spread
 from uturn.types import LEVELS
+from uturn.victims.preprocessing import ROUNDING
 from uturn.victims.victim import Victim, to_pixels
 
 
@@ -22,7 +23,6 @@ def own_transform(patient: Patient) -> Finding:
         says = "the victim brings no transform of its makers (Victim.own_transform)"
         return Finding(name=name, verdict="not checked", says=says)
     pictures = [*built(len(SHAPES)), *patient.pictures[: len(SHAPES)]]
-    std = LEVELS * torch.tensor(victim.preprocessing.std)[:, None, None]
     apart, resized, ours, theirs = (list[Tensor]() for _ in range(4))
     for picture in pictures:
         wanted = transform(Image.fromarray(picture)).float()
@@ -38,8 +38,8 @@ def own_transform(patient: Patient) -> Finding:
                 remedy=REMEDY,
             )
         smooth = victim.preprocessing.normalise(victim.preprocessing.resize(pixels))[0]
-        apart.append(((grid - wanted).abs() * std).max())
-        resized.append(((smooth - wanted).abs() * std).max())
+        apart.append(victim.preprocessing.levels_apart(grid, wanted))
+        resized.append(victim.preprocessing.levels_apart(smooth, wanted))
         ours.append(_network(victim, grid))
         theirs.append(_network(victim, wanted))
     a, b = torch.cat(ours), torch.cat(theirs)
@@ -67,14 +67,10 @@ def own_transform(patient: Patient) -> Finding:
     )
 
 
-ROUNDING = 1.51
-"""In levels: one where two resizers round to 8 bits, and half where one of them does not."""
-
 NEAR = 0.1
 """A feature that moved by less than this part of the way to another picture keeps its place."""
 
 
 @torch.no_grad()
 def _network(victim: Victim, prepared: Tensor) -> Tensor:
-    batch = prepared[None].to(victim.device, memory_format=torch.channels_last)
-    return victim.network(batch).flatten(1).float().cpu()  # type: ignore[no-any-return]
+    return victim.respond(prepared[None]).flatten(1).cpu()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from uturn.data.pictures import IntArray, Pictures
+from uturn.data.pictures import Picture
 from uturn.data.split import Split
 from uturn.doctor.alternatives import REMEDY, alternatives, options
 from uturn.doctor.finding import Finding
@@ -19,9 +19,9 @@ from uturn.retrieval import metrics
 from uturn.retrieval.index import build_index
 from uturn.retrieval.judge import Labels, judge_for
 from uturn.retrieval.ranking import rank_scores
-from uturn.retrieval.system import extract
+from uturn.retrieval.system import extract_decoded
 from uturn.rng import generator
-from uturn.victims.preprocessing import Preprocessing, by_shape
+from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim
 
 Array = npt.NDArray[np.float64]
@@ -101,8 +101,8 @@ class _Scored:
 class _Task:
     """Some queries, some of their matches and some other items, on the victim's grid."""
 
-    queries: _Fitted
-    gallery: _Fitted
+    queries: list[Picture]
+    gallery: list[Picture]
     identities: npt.NDArray[np.int64]
     relevant: Tensor
     ignored: Tensor
@@ -110,30 +110,14 @@ class _Task:
 
     def scored(self, victim: Victim) -> _Scored:
         """What this victim ranks; nothing is found where its features are not finite."""
-        query, gallery = self.queries.features(victim), self.gallery.features(victim)
+        query = extract_decoded(victim, self.queries).cpu()
+        gallery = extract_decoded(victim, self.gallery).cpu()
         if not bool(query.isfinite().all() and gallery.isfinite().all()):
             nothing = np.zeros(len(query))
             return _Scored(nothing, nothing)
         scores = build_index("exact", gallery, victim.similarity).scores(query)
         ranking = rank_scores(scores, self.relevant, self.ignored)
         return _Scored(metrics.recall_at(ranking, 1).numpy(), metrics.ap_plain(ranking).numpy())
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Fitted:
-    """Pictures decoded and resized once: batches of one shape each, and their order."""
-
-    batches: list[tuple[list[int], Tensor]]
-
-    @classmethod
-    def of(cls, preprocessing: Preprocessing, pictures: Pictures, which: IntArray) -> _Fitted:
-        return cls(by_shape(preprocessing.on_grid(pictures.read(i)) for i in which))
-
-    def features(self, victim: Victim) -> Tensor:
-        order = torch.tensor([i for which, _ in self.batches for i in which])
-        found = [extract(victim, images).cpu() for _, images in self.batches]
-        return torch.cat(found)[order.argsort()]
 
 
 def _task(preprocessing: Preprocessing, split: Split, queries: int, seed: int) -> _Task | None:
@@ -153,8 +137,8 @@ def _task(preprocessing: Preprocessing, split: Split, queries: int, seed: int) -
     gallery = np.unique(np.concatenate([*matches, others]))
     columns = torch.from_numpy(gallery)
     return _Task(
-        _Fitted.of(preprocessing, split.query, asked[rows.numpy()]),
-        _Fitted.of(preprocessing, split.gallery, gallery),
+        [preprocessing.on_grid(split.query.read(i)) for i in asked[rows.numpy()]],
+        [preprocessing.on_grid(split.gallery.read(i)) for i in gallery],
         identities,
         relevant[rows][:, columns],
         ignored[rows][:, columns],

@@ -24,15 +24,13 @@ Array = npt.NDArray[np.float64]
 def running_statistics(patient: Patient) -> Finding:
     """What batch norm remembers of training against what it is shown now."""
     name, stated = "running-statistics", patient.victim.preprocessing
-    layers = _learned(patient.victim.network)
-    modules = patient.victim.network.modules()
-    fresh = sum(isinstance(getattr(each, "running_mean", None), Tensor) for each in modules)
+    layers, fresh = (of(patient.victim.network) for of in (_learned, _fresh))
     if fresh and not layers:
         return Finding(
             name=name,
             verdict="warning",
-            says=f"all {fresh} batch norms remember nothing: mean 0, variance 1, as they are made",
-            measured={"batch norms": fresh},
+            says=f"all {len(fresh)} batch norms remember nothing (mean 0, variance 1)",
+            measured={"batch norms": len(fresh)},
             cause="the weights were never loaded, or nothing was trained",
             remedy="load trained weights before the network becomes a victim",
         )
@@ -123,6 +121,11 @@ class _Memory:
     var: Array
     eps: float
 
+    @property
+    def fresh(self) -> bool:
+        """As it is made: nothing was learned, or nothing loaded."""
+        return not self.mean.any() and bool((self.var == 1).all())
+
 
 class _EnoughError(Exception):
     """The layers of interest have been reached; what follows need not be computed."""
@@ -130,14 +133,24 @@ class _EnoughError(Exception):
 
 def _learned(network: nn.Module) -> dict[nn.Module, _Memory]:
     """Modules with running statistics that training has changed."""
+    return {module: kept for module, kept in _memories(network).items() if not kept.fresh}
+
+
+def _fresh(network: nn.Module) -> dict[nn.Module, _Memory]:
+    """Modules whose running statistics are as they were made."""
+    return {module: kept for module, kept in _memories(network).items() if kept.fresh}
+
+
+def _memories(network: nn.Module) -> dict[nn.Module, _Memory]:
+    """Modules with finite running statistics."""
     found = {}
     for module in network.modules():
         mean, var = (getattr(module, key, None) for key in ("running_mean", "running_var"))
-        if isinstance(mean, Tensor) and isinstance(var, Tensor):
-            fresh = not bool(mean.any()) and bool((var == 1).all())
-            if not fresh and bool(mean.isfinite().all() and var.isfinite().all()):
-                kept, spread = (each.double().cpu().numpy().copy() for each in (mean, var))
-                found[module] = _Memory(kept, spread, float(getattr(module, "eps", 1e-5)))
+        if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
+            continue
+        if bool(mean.isfinite().all() and var.isfinite().all()):
+            kept, spread = (each.double().cpu().numpy().copy() for each in (mean, var))
+            found[module] = _Memory(kept, spread, float(getattr(module, "eps", 1e-5)))
     return found
 
 

@@ -17,6 +17,7 @@ from uturn.retrieval import metrics
 from uturn.retrieval.intervals import identity_bootstrap, weighted_mean
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import Ranking, join, rank_scores, scored
+from uturn.retrieval.rerank import asks_all_at_once
 from uturn.retrieval.single_shot import recall_single_shot
 from uturn.retrieval.system import RetrievalSystem, extract_all, require_matches
 from uturn.retrieval.verification import Impostors
@@ -47,15 +48,18 @@ def evaluate(
     originals = None if clean is None else _same(clean, split.query.names)
     gallery = extract_all(victim, split.gallery, "gallery", progress=progress)
 
+    def build(queries: Tensor | None = None) -> RetrievalSystem:
+        return RetrievalSystem.build(victim, split, gallery, index, rerank=rerank, queries=queries)
+
+    shared = None if rerank and asks_all_at_once(rerank) else build()
+
     def ask(pictures: Pictures, what: str) -> _Answers:
         known = _among(pictures, split.gallery)
         if known is None:
             features = extract_all(victim, pictures, what, progress=progress)
         else:  # leave one out: every query stands in the gallery
             features = gallery[known]
-        system = RetrievalSystem.build(
-            victim, split, gallery, index, rerank=rerank, queries=features
-        )
+        system = build(features) if shared is None else shared
         return _Answers.of(features, Labels.of(pictures, victim.device), system, split.protocol)
 
     found = ask(split.query, "queries")

@@ -59,6 +59,11 @@ def build_stages(spec: str, index: Index, queries: Tensor | None = None) -> Inde
     return built
 
 
+def asks_all_at_once(spec: str) -> bool:
+    """Whether a stage looks at all queries, so that other queries need another index."""
+    return any(specs.Spec.parse(text).name == "k-reciprocal-together" for text in spec.split("+"))
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class QueryExpansion:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -19,7 +20,7 @@ from uturn.attacks.objectives import lowers
 from uturn.attacks.problem import knowledge
 from uturn.data.split import JUNK, Split
 from uturn.retrieval import metrics
-from uturn.retrieval.index import build_index, top
+from uturn.retrieval.index import Index, build_index, top
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.system import RetrievalSystem, extract_decoded
 from uturn.rng import generator
@@ -63,6 +64,11 @@ class Insider:
     """Raw gallery features ``(G, D)``."""
     index: str
     seed: int
+
+    @cached_property
+    def plain(self) -> Index:
+        """The gallery without the stages of a re-ranking."""
+        return build_index(self.index, self.features, self.victim.similarity)
 
     def goal(self, job: Job, names: Sequence[str], labels: Labels, features: Tensor) -> Goal | None:
         """What ``job`` is to achieve with these queries; None if it only has to do harm."""
@@ -143,13 +149,12 @@ class Insider:
 
         By the plain index: the scores of a re-ranking depend on who else is in the gallery.
         """
-        gallery = build_index(self.index, self.features, self.victim.similarity)
         pictures = build_index(self.index, features, self.victim.similarity)
         counted = self.system.gallery.identities != JUNK
         places = []
         for column in goal.chosen.T:  # (B,)
             asked = self.features[column]
-            scores = gallery.scores(asked)  # (B, G)
+            scores = self.plain.scores(asked)  # (B, G)
             own = pictures.scores(asked).diagonal()[:, None]
             ahead = (scores >= own) & counted
             ahead.scatter_(1, column[:, None], False)  # whoever asks does not find itself

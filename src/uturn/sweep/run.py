@@ -409,7 +409,7 @@ class _Sweep:
             },
             "metrics": {
                 **{name: weighted_mean(value, weights.get(name)) for name, value in more.items()},
-                "median_first_match": _median(first),
+                "median_first_match": float(np.nanmedian(first)),
             },
             "survive": {
                 channel: {
@@ -441,8 +441,3 @@ class _Sweep:
         for name in sorted(names):
             picture = self.split.gallery.read(position[name])
             encode(self.folder.thumbnail(name), self.victim.canvas(picture, "model"))
-
-
-def _median(values: Column) -> float | None:
-    kept = values[~np.isnan(values)]
-    return float(np.median(kept)) if len(kept) else None

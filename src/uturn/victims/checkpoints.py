@@ -104,11 +104,6 @@ class Checkpoint:
     fingerprint: str
     contents: Contents
 
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose key starts with ``prefix.``, without it."""
-        start = f"{prefix}."
-        return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
-
     def without(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose key does not start with ``prefix.``."""
         return {k: v for k, v in self.tensors.items() if not k.startswith(f"{prefix}.")}
@@ -226,7 +221,7 @@ def read(path: Path) -> Checkpoint:
         with path.open("rb") as file:
             head = file.read(512)
             file.seek(0)
-            fingerprint = _sha256(file)
+            fingerprint = sha256(file)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if not head:
@@ -262,7 +257,8 @@ _SHARED = 10
 """How often a checkpoint's bytes may be used by its tensors, on average."""
 
 
-def _sha256(file: BinaryIO) -> str:
+def sha256(file: BinaryIO) -> str:
+    """The hash of what is left to read of ``file``, as hexadecimal digits."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -411,11 +407,15 @@ def require_writable(path: Path) -> None:
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
     """Write a safetensors file that carries its card; check ``path`` with `require_writable`."""
+    write_tensors(path, tensors, {"uturn": json.dumps(asdict(card))})
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    safetensors.torch.save_file(
-        {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
-        temporary,
-        {"uturn": json.dumps(asdict(card))},
-    )
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    safetensors.torch.save_file(plain, temporary, metadata)
     temporary.replace(path)

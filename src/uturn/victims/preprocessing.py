@@ -15,6 +15,7 @@ from torch import Tensor
 
 from uturn.data.pictures import Picture
 from uturn.errors import ArgumentError
+from uturn.types import LEVELS
 
 _LARGEST = 4096
 
@@ -33,6 +34,10 @@ Order = Literal["RGB", "BGR"]
 Centre = Literal["round", "floor"]
 """Where a crop begins that cannot lie in the very middle: half a pixel is rounded to even
 (torchvision, timm), or down (Hugging Face's transformers)."""
+
+
+ROUNDING = 1.51
+"""In levels: one where two resizers round to 8 bits, and half where one of them does not."""
 
 
 @final
@@ -94,11 +99,6 @@ class Preprocessing:
                 f"got {self.crop_from}"
             )
 
-    @property
-    def fixed(self) -> bool:
-        """Whether every picture comes out at ``size``."""
-        return self.fit != "within"
-
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """The (H, W) that a picture is resized to, before any crop."""
         if self.fit == "stretch":
@@ -140,6 +140,10 @@ class Preprocessing:
         std = pixels.new_tensor(self.std)[:, None, None]
         ordered = pixels if self.order == "RGB" else pixels.flip(1)
         return (ordered - mean) / std
+
+    def levels_apart(self, one: Tensor, other: Tensor) -> Tensor:
+        """The largest difference of two normalised pictures ``(3, H, W)``, in levels."""
+        return ((one - other).abs() * LEVELS * one.new_tensor(self.std)[:, None, None]).max()
 
     def on_grid(self, picture: Picture) -> Picture:
         """One decoded picture of any size as the network sees it: ``(H, W, 3)`` uint8.

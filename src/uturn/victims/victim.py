@@ -120,25 +120,36 @@ class Victim:
         """What the network says look by look: raw ``(B, P, D)``, float32."""
         _check(pixels)
         for look in self.test_time.looks(self.preprocessing.resize(pixels.to(self.device))):
-            inputs = self.preprocessing.normalise(look).contiguous(memory_format=self.layout)
-            try:
-                found = self.network(inputs)
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-                if isinstance(error, (UturnError, torch.OutOfMemoryError)):
-                    raise
-                raise ArgumentError(
-                    f"the network of victim {self.name} fails on pictures of shape "
-                    f"{tuple(inputs.shape)}: {error}; check size=, crops= and --scales"
-                ) from error
-            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            if not isinstance(what, tuple) or not (
-                len(what) in (2, 3) and what[0] == len(inputs) and what[-1] > len(what) - 2
-            ):
-                raise ArgumentError(
-                    f"the network of victim {self.name} returns {what} for {len(inputs)} pictures; "
-                    "wrap it in an nn.Module that returns features (B, D), or (B, P, D) of P parts"
-                )
-            yield found.float()[:, None] if found.ndim == 2 else found.float()
+            yield self.respond(self.preprocessing.normalise(look))
+
+    def respond(self, prepared: Tensor) -> Tensor:
+        """What the network says of normalised pictures ``(B, 3, H, W)``: raw ``(B, P, D)``.
+
+        Raises:
+            ArgumentError: it fails, or what it returns are no features.
+        """
+        inputs = prepared.to(self.device).contiguous(memory_format=self.layout)
+        try:
+            found = self.network(inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            if isinstance(error, (UturnError, torch.OutOfMemoryError)):
+                raise
+            height, width = inputs.shape[-2:]
+            raise ArgumentError(
+                f"victim {self.name} refuses pictures of {height}×{width}: its network fails on "
+                f"pictures of shape {tuple(inputs.shape)} ({error}); leave size=, crops= and "
+                "--scales out, or choose a model for that size"
+            ) from error
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(what, tuple) or not (
+            len(what) in (2, 3) and what[0] == len(inputs) and what[-1] > len(what) - 2
+        ):
+            raise ArgumentError(
+                f"the network of victim {self.name} returns {what} for {len(inputs)} pictures; "
+                "wrap it in an nn.Module that returns features (B, D), or (B, P, D) of P parts"
+            )
+        features: Tensor = found.float()
+        return features[:, None] if features.ndim == 2 else features
 
     def _joined(self, parts: Tensor) -> Tensor:
         """Features by parts ``(B, P, D)`` → one vector ``(B, P·D)``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import final
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,8 +69,7 @@ class Whitening(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write a safetensors file that `read` takes."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(self.state_dict(), path)
+        checkpoints.write_tensors(path, self.state_dict())
 
     @classmethod
     def read(cls, path: Path) -> Whitening:

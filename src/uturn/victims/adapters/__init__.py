@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from uturn.errors import ArgumentError, CheckpointError, SpecError
+from uturn.victims.checkpoints import sha256
 from uturn.victims.victim import Victim
 
 
@@ -71,14 +71,11 @@ def file_hash(path: Path) -> str:
     Raises:
         CheckpointError: there is no such file, or it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            return sha256(file)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path") from error
-    return digest.hexdigest()
 
 
 def features_of(output: Any, name: str) -> Tensor:
@@ -101,16 +98,3 @@ def features_of(output: Any, name: str) -> Tensor:
 
 def _is_feature(tensor: Tensor) -> bool:
     return tensor.ndim == 2 or (tensor.ndim == 4 and tensor.shape[2:] == (1, 1))
-
-
-@contextmanager
-def saying_size(name: str, pixels: Tensor) -> Iterator[None]:
-    """Say which size of picture a network refuses, and what to do, instead of what it says."""
-    try:
-        yield
-    except (AssertionError, ValueError) as error:
-        height, width = pixels.shape[-2:]
-        raise ArgumentError(
-            f"{name} refuses pictures of {height}×{width} ({error}); leave size=, crops= and "
-            "--scales out, or choose a model for that size"
-        ) from error

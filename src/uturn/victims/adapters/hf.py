@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from uturn.errors import ArgumentError, CheckpointError, SpecError
-from uturn.victims.adapters import fingerprint, lifting, require, saying_size
+from uturn.victims.adapters import fingerprint, lifting, require
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim
 
@@ -84,8 +84,7 @@ class Tower(nn.Module):
         self.tower, self.name, self.read = tower, name, read
 
     def forward(self, x: Tensor) -> Tensor:
-        with saying_size(self.name, x):
-            output: Any = self.tower(pixel_values=x)
+        output: Any = self.tower(pixel_values=x)
         if self.read == "class_token":
             return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
         found = output.get(self.read)

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from uturn.errors import ArgumentError, SpecError
-from uturn.types import LEVELS
-from uturn.victims.preprocessing import Centre, Preprocessing
+from uturn.victims.preprocessing import ROUNDING, Centre, Preprocessing
 from uturn.victims.victim import Victim, to_pixels
 
 _OWN_WAY = "write package.module:function, which returns a uturn.Victim with the preprocessing"
@@ -105,9 +103,8 @@ def proven(victim: Victim) -> Victim:
         theirs = victim.own_transform(Image.fromarray(picture)).float()
         ours = victim.preprocessing.normalise(to_pixels(victim.grid([picture])))[0]
         same = ours.shape == theirs.shape
-        scale = LEVELS * torch.tensor(victim.preprocessing.std)[:, None, None]
-        apart = float(((ours - theirs).abs() * scale).max()) if same else float("inf")
-        if apart > _ROUNDING:
+        apart = float(victim.preprocessing.levels_apart(ours, theirs)) if same else float("inf")
+        if apart > ROUNDING:
             raise SpecError(
                 f"{victim.name} has a way of preparing pictures that uturn does not know: what it "
                 f"makes of a {height}×{width} picture is {tuple(theirs.shape)} and differs by "
@@ -117,8 +114,6 @@ def proven(victim: Victim) -> Victim:
 
 
 _SHAPES = ((300, 600), (500, 250))
-_ROUNDING = 1.51
-"""In levels: one where two resizers round to 8 bits, and half where one does not."""
 
 
 def _test_picture(height: int, width: int) -> Any:

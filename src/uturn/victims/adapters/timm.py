@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from uturn.errors import SpecError
 from uturn.victims import checkpoints
-from uturn.victims.adapters import fingerprint, lifting, require, saying_size
+from uturn.victims.adapters import fingerprint, lifting, require
 from uturn.victims.victim import Victim
 
 
@@ -80,8 +80,7 @@ class Headless(nn.Module):
         self.model, self.name = model, name
 
     def forward(self, x: Tensor) -> Tensor:
-        with saying_size(self.name, x):
-            found: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        found: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
         return found.flatten(1)
 
 
