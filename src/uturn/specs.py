@@ -1,6 +1,7 @@
 """Specs: the small strings that name a victim, a data set or an attack on the command line.
 
-``name``, ``name:ARGUMENT``, ``name:key=value,key=value`` or ``name:ARGUMENT,key=value``.
+``name``, ``name:ARGUMENT``, ``name:key=value,key=value`` or ``name:ARGUMENT,key=value``. Inside
+square brackets nothing separates, so that a spec can be part of another.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Spec:
         argument: str | None = None
         options: dict[str, str] = {}
         last: str | None = None
-        for position, piece in enumerate(rest.split(",") if colon else []):
+        for position, piece in enumerate(separated(rest, ",") if colon else []):
             option = _OPTION.fullmatch(piece)
             if option:
                 last = option[1]
@@ -67,12 +68,51 @@ def split_list(text: str) -> list[str]:
     ['fast', 'odfa:steps=20,start=clean', 'basic']
     """
     specs: list[str] = []
-    for piece in text.split(","):
+    for piece in separated(text, ","):
         if specs and _OPTION.fullmatch(piece) and ":" in specs[-1]:
             specs[-1] += f",{piece}"
         elif piece.strip():
             specs.append(piece.strip())
-    return specs
+    return [bare(spec) for spec in specs]
+
+
+def separated(text: str, separator: str) -> list[str]:
+    """Split at a separator of one character that is outside square brackets.
+
+    Brackets that do not match are text, as they may be in a path.
+
+    >>> separated("[net:flip=yes,power=2]+other", "+")
+    ['[net:flip=yes,power=2]', 'other']
+    """
+    depths = _depths(text)
+    if depths is None:
+        return text.split(separator)
+    pieces = [""]
+    for character, depth in zip(text, depths, strict=True):
+        if character == separator and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += character
+    return pieces
+
+
+def bare(text: str) -> str:
+    """A spec without the brackets around the whole of it.
+
+    >>> bare("[net:weights=a,b]"), bare("ensemble:[net]+[other]")
+    ('net:weights=a,b', 'ensemble:[net]+[other]')
+    """
+    around = text.startswith("[") and text.endswith("]")
+    return text[1:-1] if around and _depths(text[1:-1]) is not None else text
+
+
+def _depths(text: str) -> list[int] | None:
+    """How many brackets every character is inside of; None if they do not match."""
+    depths, depth = [], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        depths.append(depth)
+    return None if depth or min(depths, default=0) < 0 else depths
 
 
 def choose(kind: str, name: str, known: Iterable[str]) -> str:

@@ -29,6 +29,8 @@ class Card:
 
     preprocessing: Preprocessing
     similarity: Similarity
+    architecture: str | None = None
+    """The spec of the network these weights fill, without ``weights=``."""
 
     def __post_init__(self) -> None:
         if self.similarity not in get_args(Similarity):
@@ -143,13 +145,17 @@ class Checkpoint:
         """
         self.require_fit(network, tensors)
         tensors = unwrap(tensors, network)
+        self.require_finite(tensors)
+        network.load_state_dict(tensors, strict=False)
+
+    def require_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise `CheckpointError` that names the first tensor with NaN or infinity in it."""
         for key, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise CheckpointError(
                     f"{self.path} holds NaN or infinity in {_plain(key)}: the training has "
                     "diverged, or the file is damaged; take an earlier checkpoint"
                 )
-        network.load_state_dict(tensors, strict=False)
 
 
 def unwrap(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -371,22 +377,55 @@ def _inspect_zip(path: Path) -> None:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Card | None]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        card = read_card(path)
         tensors = safetensors.torch.load_file(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # an unknown type of number is a KeyError, and so on
-        raise CheckpointError(
-            f"{path} is not a valid safetensors file: {error}; download or copy it again"
-        ) from error
+        raise _invalid(path, error) from error
+    return tensors, card
+
+
+def _invalid(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a valid safetensors file: {error}; download or copy it again"
+    )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; its tensors are not read.
+
+    Raises:
+        CheckpointError: missing, or no safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no weights file at {path}") from None
+    except Exception as error:
+        raise _invalid(path, error) from error
+
+
+def read_card(path: Path) -> Card | None:
+    """The card of a safetensors file; None if it carries none.
+
+    Raises:
+        CheckpointError: missing, no safetensors file, or an unreadable card.
+    """
+    metadata = read_metadata(path)
     if "uturn" not in metadata:
-        return tensors, None
+        return None
     try:
         stored = json.loads(metadata["uturn"])
         given: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in stored["preprocessing"].items()
         }
-        return tensors, Card(Preprocessing(**given), stored["similarity"])
+        architecture = stored.get("architecture")
+        if not isinstance(architecture, str | None):
+            raise TypeError("the architecture is no text")
+        return Card(Preprocessing(**given), stored["similarity"], architecture)
     except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
         # ArgumentError is a ValueError.
         raise CheckpointError(f"{path} carries an unreadable card: {error!r}") from error
@@ -405,9 +444,11 @@ def require_writable(path: Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
+def write(
+    path: Path, tensors: Mapping[str, Tensor], card: Card, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file that carries its card; check ``path`` with `require_writable`."""
-    write_tensors(path, tensors, {"uturn": json.dumps(asdict(card))})
+    write_tensors(path, tensors, {"uturn": json.dumps(asdict(card)), **(metadata or {})})
 
 
 def write_tensors(

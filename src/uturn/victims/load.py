@@ -12,10 +12,11 @@ import torch
 from uturn import specs
 from uturn.errors import ArgumentError, SpecError
 from uturn.types import Similarity
-from uturn.victims import zoo
+from uturn.victims import checkpoints, zoo
 from uturn.victims.adapters import (
     Adapter,
     Bare,
+    ensemble,
     fingerprint,
     hf,
     module,
@@ -30,7 +31,18 @@ from uturn.victims.test_time import Average
 from uturn.victims.victim import Victim
 from uturn.victims.whitening import Whitening
 
+
+def _ensemble(members: str) -> Victim:
+    """ensemble:SPEC+SPEC: the members' unit features side by side, for attacks that transfer.
+
+    A member that has a comma or + of its own stands in brackets: ensemble:[SPEC,key=value]+SPEC.
+    """
+    named = [specs.bare(member.strip()) for member in specs.separated(members, "+")]
+    return ensemble.build([load_victim(member) for member in named])
+
+
 ADAPTERS: dict[str, Adapter] = {
+    "ensemble": _ensemble,
     "hf": hf.build,
     "oml": oml.build,
     "onnx": onnx.build,
@@ -44,8 +56,9 @@ ADAPTERS: dict[str, Adapter] = {
 def load_victim(spec: str, device: str | torch.device = "cpu") -> Victim:
     """Load a victim from a spec, onto ``device``.
 
-    ``osnet_x0_25:weights=PATH`` names an architecture of the zoo, ``timm:resnet50,weights=PATH``
-    an adapter, ``package.module:factory`` a function of yours, which is imported and called.
+    ``osnet_x0_25:weights=PATH`` names an architecture of the zoo, ``PATH.safetensors`` weights that
+    `uturn train` wrote, ``timm:resnet50,weights=PATH`` an adapter, ``package.module:factory`` a
+    function of yours, which is imported and called.
     Options that every victim has, beside its own: those of `adjusted`.
 
     Raises:
@@ -57,6 +70,8 @@ def load_victim(spec: str, device: str | torch.device = "cpu") -> Victim:
     2
     """
     parsed = specs.Spec.parse(spec)
+    if parsed.name.endswith(".safetensors"):
+        parsed = _trained(parsed)
     general = {key: text for key, text in parsed.options.items() if key in GENERAL}
     own = {key: text for key, text in parsed.options.items() if key not in GENERAL}
     found = _made(specs.Spec(parsed.name, parsed.argument, own))
@@ -77,6 +92,19 @@ def load_victim(spec: str, device: str | torch.device = "cpu") -> Victim:
     options = specs.Spec(parsed.name, None, general)
     victim: Victim = specs.call("victim", adjusted, options, victim=found)
     return replace(victim, device=torch.device(device))
+
+
+def _trained(spec: specs.Spec) -> specs.Spec:
+    """``PATH.safetensors`` → the architecture that its card names, with these weights."""
+    card = checkpoints.read_card(Path(spec.name).expanduser())
+    if card is None or card.architecture is None:
+        raise SpecError(
+            f"{spec.name} does not say what network it fills; write NAME:weights={spec.name} "
+            "(uturn list victims)"
+        )
+    named = specs.Spec.parse(card.architecture)
+    options = {**named.options, "weights": spec.name, **spec.options}
+    return specs.Spec(named.name, named.argument, options)
 
 
 def _made(spec: specs.Spec) -> Victim | Bare:

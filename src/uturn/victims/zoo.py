@@ -21,7 +21,7 @@ from uturn.victims.classifiers import shaped_like
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim
 
-_SHIPPED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parent / "weights"
 
 
 @final
@@ -84,11 +84,11 @@ def _resnet(depth: int) -> Architecture:
 
 
 def _cifar(depth: int) -> Architecture:
-    def build() -> CifarResNet:
-        return CifarResNet((16, 32, 64), blocks=(depth - 2) // 6)
+    def build(features: int | None = None) -> CifarResNet:
+        return CifarResNet((16, 32, 64), blocks=(depth - 2) // 6, features=features)
 
     return Architecture(
-        summary=f"CIFAR ResNet-{depth} with parameter-free shortcuts, akamaster's keys",
+        summary=f"CIFAR ResNet-{depth}, parameter-free shortcuts, akamaster's keys; features=2",
         build=build,
         features=64,
         preprocessing=_CIFAR,
@@ -96,12 +96,21 @@ def _cifar(depth: int) -> Architecture:
     )
 
 
-def _glyph_net() -> CifarResNet:
-    return CifarResNet((32, 64, 128), blocks=1, stem_stride=2, neck=True)
+def _glyph_net(features: int | None = None) -> CifarResNet:
+    return CifarResNet((32, 64, 128), blocks=1, stem_stride=2, neck=True, features=features)
 
 
-def _ft_net(last_stride: int = 2, slope: float = 1.0) -> reid.Baseline:
-    return reid.Baseline(resnet.ResNet(50, last_stride=last_stride), slope=slope)
+def _ft_net(
+    backbone: reid.Backbone = "resnet50",
+    last_stride: int = 2,
+    features: int = 512,
+    slope: float = 1.0,
+) -> reid.Baseline:
+    return reid.Baseline(reid.BODIES[backbone](last_stride), features=features, slope=slope)
+
+
+def _pcb(backbone: reid.Backbone = "resnet50", parts: int = 6) -> reid.PCB:
+    return reid.PCB(reid.BODIES[backbone](1), parts)
 
 
 def _ft_net_dense(slope: float = 1.0) -> reid.Baseline:
@@ -126,18 +135,19 @@ def _gem(depth: int) -> Architecture:
 
 ZOO: dict[str, Architecture] = {
     "glyph_net": Architecture(
-        summary="small residual network for glyphs; trained weights ship with uturn",
+        summary="small residual network for glyphs; trained weights ship with uturn; features=2",
         build=_glyph_net,
         features=128,
         preprocessing=Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
-        weights=_SHIPPED / "glyph_net.safetensors",
+        weights=SHIPPED / "glyph_net.safetensors",
     ),
     "osnet_x0_25": _osnet(0.25),
     "osnet_x0_5": _osnet(0.5),
     "osnet_x0_75": _osnet(0.75),
     "osnet_x1_0": _osnet(1.0),
     "ft_net": Architecture(
-        summary="the re-ID baseline: ResNet-50 and bottleneck block, layumi's keys; last_stride=1",
+        summary="the re-ID baseline: a backbone= (resnet50) and a bottleneck block, layumi's keys; "
+        "last_stride=1, features=512",
         build=_ft_net,
         features=512,
         preprocessing=_LAYUMI,
@@ -153,8 +163,8 @@ ZOO: dict[str, Architecture] = {
         adapt=reid.adapt,
     ),
     "pcb": Architecture(
-        summary="PCB: ResNet-50 in six horizontal parts, layumi's keys; parts=6",
-        build=reid.PCB,
+        summary="PCB: a backbone= (resnet50) in horizontal parts, layumi's keys; parts=6",
+        build=_pcb,
         features=2048,
         preprocessing=Preprocessing(size=(384, 192), interpolation="bicubic"),
         heads=("classifier.", "classifier"),
@@ -169,7 +179,7 @@ ZOO: dict[str, Architecture] = {
         adapt=densenet.adapt,
     ),
     "mobilenet_v2": Architecture(
-        summary="MobileNetV2, torchvision's keys or tonylins'",
+        summary="MobileNetV2, torchvision's keys or tonylins'; last_stride=1",
         build=mobilenet.MobileNetV2,
         features=1280,
         preprocessing=_IMAGENET,
@@ -205,12 +215,7 @@ def build(spec: specs.Spec, elsewhere: Iterable[str] = ()) -> Victim:
     options = dict(spec.options)
     given = options.pop("weights", spec.argument)
     path = chosen.weights if given is None else Path(given).expanduser()
-    network: nn.Module = specs.call(
-        "victim",
-        chosen.build,
-        specs.Spec(spec.name, None, options),
-        elsewhere=("weights", *elsewhere),
-    )
+    network = empty(specs.Spec(spec.name, None, options), ("weights", *elsewhere))
     if path is None:
         raise SpecError(f"{spec.name} needs trained weights; write {spec.name}:weights=PATH")
     checkpoint = checkpoints.read(path)
@@ -224,6 +229,44 @@ def build(spec: specs.Spec, elsewhere: Iterable[str] = ()) -> Victim:
         fingerprint=checkpoint.fingerprint,
         layout=torch.channels_last,
     )
+
+
+def empty(spec: specs.Spec, elsewhere: Iterable[str] = ()) -> nn.Module:
+    """The network that ``NAME:option=value`` names, with random weights.
+
+    Raises:
+        SpecError: an unknown name or option.
+    """
+    chosen = architecture(spec.name)
+    network: nn.Module = specs.call("victim", chosen.build, spec, elsewhere=elsewhere)
+    return network
+
+
+def start(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> frozenset[str]:
+    """Fill ``network``, or the backbone that it stands on, with what fits; return the keys filled.
+
+    All layouts of checkpoints that the zoo knows are tried. Heads, and what the network has
+    beyond its backbone, stay as they are. ``name`` says in errors where the tensors are from.
+
+    Raises:
+        CheckpointError: no layout fills half of the network's tensors, or of its backbone's.
+    """
+    backbone = getattr(network, "model", None)
+    places = {"": network} | ({"model.": backbone} if isinstance(backbone, nn.Module) else {})
+    best: tuple[float, str, dict[str, Tensor]] = (0.0, "", {})
+    for adapt in dict.fromkeys(each.adapt for each in ZOO.values()):
+        for prefix, module in places.items():
+            own, given = module.state_dict(), checkpoints.unwrap(adapt(tensors), module)
+            fitting = {k: t for k, t in given.items() if k in own and t.shape == own[k].shape}
+            best = max(best, (len(fitting) / len(own), prefix, fitting), key=lambda one: one[0])
+    share, prefix, fitting = best
+    if share < 0.5:
+        raise CheckpointError(
+            f"{name} fits {share:.0%} of {type(network).__name__}'s tensors; start from weights of "
+            "the same network, or of its backbone"
+        )
+    places[prefix].load_state_dict(fitting, strict=False)
+    return frozenset(f"{prefix}{key}" for key in fitting)
 
 
 def _fill(

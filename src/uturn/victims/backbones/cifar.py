@@ -13,13 +13,20 @@ from torch import Tensor, nn
 class CifarResNet(nn.Module):
     """A 3×3 stem, three stages of which two halve the resolution, global average pooling.
 
-    Normalised pictures ``(B, 3, H, W)`` → features ``(B, widths[2])``. With ``neck`` the
+    Normalised pictures ``(B, 3, H, W)`` → features ``(B, D)``, D = widths[2]. With ``neck`` the
     features pass a batch norm (Luo et al., "Bag of Tricks", CVPRW 2019), which centres them:
-    only then can they point in opposite directions.
+    only then can they point in opposite directions. With ``features`` a linear layer brings them
+    to that many dimensions; 2 can be drawn, and no ReLU keeps −f from being reached.
     """
 
     def __init__(
-        self, widths: tuple[int, int, int], blocks: int, *, stem_stride: int = 1, neck: bool = False
+        self,
+        widths: tuple[int, int, int],
+        blocks: int,
+        *,
+        stem_stride: int = 1,
+        neck: bool = False,
+        features: int | None = None,
     ) -> None:
         super().__init__()
         w1, w2, w3 = widths
@@ -29,11 +36,12 @@ class CifarResNet(nn.Module):
         self.layer2 = _stage(w1, w2, blocks, stride=2)
         self.layer3 = _stage(w2, w3, blocks, stride=2)
         self.neck = nn.BatchNorm1d(w3) if neck else nn.Identity()
+        self.feature = nn.Identity() if features is None else nn.Linear(w3, features)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn1(self.conv1(x)).relu()
         x = self.layer3(self.layer2(self.layer1(x)))
-        features: Tensor = self.neck(x.mean((2, 3)))  # (B, widths[2])
+        features: Tensor = self.feature(self.neck(x.mean((2, 3))))  # (B, D)
         return features
 
 

@@ -26,6 +26,8 @@ class DenseNet(nn.Module):
     ``last_stride`` 1 leaves the last block at a sixteenth of the input's size.
     """
 
+    dim = FEATURES
+
     def __init__(self, *, last_stride: int = 2) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict(

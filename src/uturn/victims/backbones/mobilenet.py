@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from uturn.errors import ArgumentError
+
 FEATURES = 1280
 
 # Table 2 of the paper: expansion, channels, blocks, stride of the first block.
@@ -21,23 +23,36 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+_LAST_STRIDED = 160
+"""The width of the last stage that strides."""
 
 
 class MobileNetV2(nn.Module):
-    """Normalised pictures ``(B, 3, H, W)`` → features ``(B, 1280)``, each in [0, 6]."""
+    """Normalised pictures ``(B, 3, H, W)`` → features ``(B, 1280)``, each in [0, 6].
 
-    def __init__(self) -> None:
+    ``last_stride`` 1 leaves the last stages at a sixteenth of the input's size.
+
+    Raises:
+        ArgumentError: a ``last_stride`` other than 1, 2.
+    """
+
+    dim = FEATURES
+
+    def __init__(self, *, last_stride: int = 2) -> None:
         super().__init__()
+        if last_stride not in (1, 2):
+            raise ArgumentError(f"last_stride must be 1 or 2, got {last_stride}")
         channels = 32
         layers: list[nn.Module] = [_conv(3, channels, 3, stride=2)]
         for expansion, width, blocks, stride in _STAGES:
+            first = last_stride if width == _LAST_STRIDED else stride
             for i in range(blocks):
-                layers.append(_Inverted(channels, width, expansion, stride if i == 0 else 1))
+                layers.append(_Inverted(channels, width, expansion, first if i == 0 else 1))
                 channels = width
         self.features = nn.Sequential(*layers, _conv(channels, FEATURES, 1))
 
     def maps(self, x: Tensor) -> Tensor:
-        """The last feature maps ``(B, 1280, H/32, W/32)``."""
+        """The last feature maps ``(B, 1280, H/32, W/32)``; /16 at stride 1."""
         maps: Tensor = self.features(x)
         return maps
 

@@ -6,14 +6,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uturn.victims.backbones import densenet
 from uturn.victims.backbones.densenet import DenseNet
+from uturn.victims.backbones.mobilenet import MobileNetV2
 from uturn.victims.backbones.resnet import ResNet
+
+
+class Body(Protocol):
+    """A network that can be asked for its last maps ``(B, dim, h, w)``."""
+
+    dim: int
+
+    def maps(self, x: Tensor) -> Tensor: ...
+
+
+Backbone = Literal["resnet18", "resnet50", "densenet121", "mobilenet_v2"]
+
+BODIES: dict[Backbone, Callable[..., ResNet | DenseNet | MobileNetV2]] = {
+    "resnet18": lambda last_stride: ResNet(18, last_stride=last_stride),
+    "resnet50": lambda last_stride: ResNet(50, last_stride=last_stride),
+    "densenet121": lambda last_stride: DenseNet(last_stride=last_stride),
+    "mobilenet_v2": lambda last_stride: MobileNetV2(last_stride=last_stride),
+}
+"""What the baselines can stand on, by the name of its own weights in the zoo."""
 
 
 class Baseline(nn.Module):
@@ -24,13 +44,10 @@ class Baseline(nn.Module):
     0.1 for what is negative; 1 is none.
     """
 
-    def __init__(
-        self, model: ResNet | DenseNet, *, features: int = 512, slope: float = 1.0
-    ) -> None:
+    def __init__(self, model: Body, *, features: int = 512, slope: float = 1.0) -> None:
         super().__init__()
-        c_in = model.dim if isinstance(model, ResNet) else densenet.FEATURES
         self.model = model
-        self.classifier = _Bottleneck(c_in, features, slope)
+        self.classifier = _Bottleneck(model.dim, features, slope)
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.classifier(self.model.maps(x).mean((2, 3)))  # (B, features)
@@ -38,19 +55,19 @@ class Baseline(nn.Module):
 
 
 class PCB(nn.Module):
-    """Normalised pictures ``(B, 3, H, W)`` → features by parts ``(B, parts, 2048)``.
+    """Normalised pictures ``(B, 3, H, W)`` → features by parts ``(B, parts, dim)``.
 
-    The maps of a ResNet-50 whose last stage does not stride, averaged over horizontal stripes
-    from top to bottom. The published pictures are 384×192, so that each of 6 stripes is 4 high.
+    The maps of a network whose last stage does not stride, averaged over horizontal stripes from
+    top to bottom. Published with ResNet-50 and pictures of 384×192: each of 6 stripes is 4 high.
     """
 
-    def __init__(self, parts: int = 6) -> None:
+    def __init__(self, model: Body, parts: int = 6) -> None:
         super().__init__()
         self.parts = parts
-        self.model = ResNet(50, last_stride=1)
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        stripes = F.adaptive_avg_pool2d(self.model.maps(x), (self.parts, 1))  # (B, 2048, parts, 1)
+        stripes = F.adaptive_avg_pool2d(self.model.maps(x), (self.parts, 1))  # (B, dim, parts, 1)
         return stripes.squeeze(3).transpose(1, 2)
 
 
