@@ -8,6 +8,12 @@ from typing import NoReturn
 from tqdm import tqdm
 
 
+def say(text: str, *, show: bool = True) -> None:
+    """A line on stderr, above any bar."""
+    if show:
+        tqdm.write(text, file=sys.stderr)
+
+
 def bar(total: int, what: str, unit: str, *, done: int = 0, show: bool = True) -> tqdm[NoReturn]:
     """A progress bar over ``total`` units, ``done`` of which an earlier run did."""
     return tqdm(

@@ -1,116 +1,491 @@
-"""Training a victim by identity classification, with a look at its retrieval at the end."""
+"""Training a victim by a recipe: one loop, resumable epoch by epoch, the same from the same seed.
+
+All that happens in an epoch follows from (seed, epoch) and from what the epoch before left.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from uturn import specs
 from uturn.data.catalog import load_data
-from uturn.data.pictures import Pictures
-from uturn.errors import ArgumentError
-from uturn.progress import bar
+from uturn.data.pictures import IntArray, Pictures
+from uturn.data.split import Split
+from uturn.errors import ArgumentError, CheckpointError
+from uturn.parallel import threaded
+from uturn.progress import bar, say
 from uturn.retrieval.evaluate import evaluate
-from uturn.train.augment import AUGMENTATIONS
-from uturn.victims import checkpoints
-from uturn.victims.classifiers import CosineClassifier
+from uturn.rng import generator
+from uturn.train.adversarial import RISING, Budget, Mixed, load_adversary
+from uturn.train.augment import load_augmentation
+from uturn.train.batches import load_sampler
+from uturn.train.losses import Loss, Shape, load_loss
+from uturn.train.recipe import Recipe
+from uturn.victims import checkpoints, zoo
+from uturn.victims.load import load_victim
+from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim, to_pixels
-from uturn.victims.zoo import Architecture, architecture
+
+EARLY = 100
+"""Identities of the test whose queries are asked in an early look."""
+
+_IN_MEMORY = 4 << 30
+"""Bytes of training pictures that are kept decoded; more are read again for each batch."""
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train: cosine softmax, AdamW, one-cycle learning rate."""
+@dataclass(frozen=True)
+class Trained:
+    """What a training has come to; also stored in the checkpoint's metadata."""
 
-    data: str
-    arch: str
-    epochs: int = 24
-    batch_size: int = 128
-    lr: float = 4e-3
-    weight_decay: float = 0.05
-    scale: float = 20.0
-    augment: tuple[str, ...] = ("shift",)
-    seed: int = 0
-    device: str = "cpu"
+    values: dict[str, Any]
+    """What `evaluate` says of the victim on the split's queries."""
+    history: list[dict[str, Any]]
+    """Per epoch: mean loss, seconds, and the values of the early looks."""
 
-    def __post_init__(self) -> None:
-        for name in self.augment:
-            specs.choose("augmentation", name, AUGMENTATIONS)
-        if self.epochs < 1 or self.batch_size < 2:
-            raise ArgumentError("training needs at least 1 epoch and batches of at least 2")
-        if not (self.lr > 0 and self.weight_decay >= 0 and self.scale > 0):
-            raise ArgumentError("learning rate and scale must be positive")
+    @property
+    def recall(self) -> float:
+        """Recall@1; NaN if no query has a relevant item."""
+        found = self.values["recall@1"]
+        return math.nan if found is None else float(found)
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs, without the last evaluation."""
+        return float(sum(epoch["seconds"] for epoch in self.history))
 
 
-def train(recipe: Recipe, out: Path, *, progress: bool = True) -> float:
-    """Train by ``recipe``, write ``out`` (safetensors), and return Recall@1 on the split.
+def train(recipe: Recipe, out: Path, *, look: int = 0, progress: bool = True) -> Trained:
+    """Train by ``recipe``, write ``out`` (safetensors), and evaluate it on the split's queries.
+
+    The same call on the same ``out`` goes on after the last whole epoch; a finished training is
+    not done again. ``look`` evaluates on `EARLY` identities after every so many epochs, which
+    changes nothing in what is trained. Under ``torchrun`` each process takes its share of every
+    batch.
 
     Raises:
-        ArgumentError: the data set has no training pictures. CheckpointError: ``out`` cannot
-        be written.
+        ArgumentError: the data set has no training pictures, or too few. CheckpointError: ``out``
+        cannot be written, was trained otherwise, or the start's weights do not fit.
     """
     checkpoints.require_writable(out)
-    chosen, split = architecture(recipe.arch), load_data(recipe.data)
+    finished = _finished(recipe, out)
+    if finished:
+        return finished
+    team = _Team.join()
+    split = load_data(recipe.data)
     if split.train is None:
         raise ArgumentError(f"{recipe.data} has no training pictures")
-    torch.manual_seed(recipe.seed)  # the initial weights
-    rng = torch.Generator().manual_seed(recipe.seed)  # order and augmentation
-    device = torch.device(recipe.device)
-    network = chosen.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, classes = _load(chosen, split.train)
-    head = CosineClassifier(chosen.features, int(classes.max()) + 1, recipe.scale).to(device)
-    optimiser = torch.optim.AdamW(
-        [*network.parameters(), *head.parameters()], recipe.lr, weight_decay=recipe.weight_decay
-    )
-    per_epoch = len(images) // recipe.batch_size
-    if per_epoch == 0:
-        raise ArgumentError(
-            f"{len(images)} training pictures do not fill a batch of {recipe.batch_size}; "
-            "choose a smaller batch size"
+    run = _Run.begin(recipe, out, split, split.train, team)
+    for epoch in range(len(run.history), recipe.epochs):
+        run.epoch(epoch, show=progress and team.leads)
+        if team.leads:
+            if look and (epoch + 1) % look == 0 and epoch + 1 < recipe.epochs:
+                run.history[-1] |= run.look(progress=progress)
+            run.save()
+    values = evaluate(run.victim(), split, progress=progress) if team.leads else {}
+    trained = Trained(json.loads(json.dumps(team.hear(values))), run.history)
+    if team.leads:
+        run.finish(trained)
+    return trained
+
+
+def _finished(recipe: Recipe, out: Path) -> Trained | None:
+    """What ``out`` has come to, if it is there.
+
+    Raises:
+        CheckpointError: it was trained otherwise, or by somebody else.
+    """
+    if not out.exists():
+        return None
+    stored = checkpoints.read_metadata(out).get("training")
+    if stored is None:
+        raise CheckpointError(
+            f"{out} is there and was not written by uturn train; choose another place, or remove it"
         )
-    steps = recipe.epochs * per_epoch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=steps)
-    normalise = chosen.preprocessing.normalise
-    with bar(steps, "training", "step", show=progress) as shown:
-        for _ in range(recipe.epochs):
-            network.train()
-            order = torch.randperm(len(images), generator=rng)
-            for batch in torch.split(order[: per_epoch * recipe.batch_size], recipe.batch_size):
-                picked = images[batch]
-                for name in recipe.augment:
-                    picked = AUGMENTATIONS[name](picked, rng)
-                features = network(normalise(to_pixels(picked.to(device))))
-                loss = F.cross_entropy(head(features), classes[batch].to(device))
-                optimiser.zero_grad()
+    told = json.loads(stored)
+    _require_same(recipe, told["recipe"], out)
+    return Trained(told["values"], told["history"])
+
+
+def _require_same(recipe: Recipe, stored: dict[str, Any], path: Path) -> None:
+    own = recipe.as_dict()
+    # A recipe from before an option was made had what is now its default.
+    stored = Recipe(data=recipe.data, arch=recipe.arch).as_dict() | stored
+    differing = [
+        f"{key}: {stored[key]} there, {own.get(key)} now"
+        for key in sorted(stored)
+        if own.get(key) != stored[key] and key != "device"
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path} belongs to another training ({'; '.join(differing)}); choose another --out, "
+            "or remove it"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class _Team:
+    """The processes that train together; one alone is a team."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def join(cls) -> _Team:
+        if not dist.is_torchelastic_launched():
+            return cls(0, 1)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, batch: IntArray) -> IntArray:
+        """This process's part of a batch; neighbours, so that pictures of a class stay together."""
+        return np.array_split(batch, self.size)[self.rank]
+
+    def device(self, name: str) -> torch.device:
+        return torch.device(name if self.size == 1 or name == "cpu" else f"cuda:{self.rank}")
+
+    def hear(self, value: dict[str, Any]) -> dict[str, Any]:
+        """What the leader says."""
+        if self.size == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said)
+        return said[0]
+
+    def wrap(self, pupil: nn.Module) -> nn.Module:
+        if self.size == 1:
+            return pupil
+        return nn.parallel.DistributedDataParallel(pupil)
+
+
+Term = Callable[[Tensor], Tensor]
+"""Features ``(B, P, D)`` → what is added to the loss."""
+
+
+@final
+class Pupil(nn.Module):
+    """The network with all that is trained beside it: uint8 images and classes → the loss."""
+
+    def __init__(
+        self, network: nn.Module, losses: Sequence[Loss], preprocessing: Preprocessing
+    ) -> None:
+        super().__init__()
+        self.network, self.losses = network, nn.ModuleList(losses)
+        self.preprocessing = preprocessing
+
+    def features(self, images: Tensor) -> Tensor:
+        """Raw features ``(B, P, D)``."""
+        inputs = self.preprocessing.normalise(to_pixels(images))
+        features: Tensor = self.network(inputs.contiguous(memory_format=torch.channels_last))
+        return features[:, None] if features.ndim == 2 else features
+
+    def forward(self, images: Tensor, classes: Tensor, term: Term | None = None) -> Tensor:
+        features = self.features(images).float()
+        terms = [loss(features, classes) for loss in self.losses]
+        return torch.stack(terms if term is None else [*terms, term(features)]).sum()
+
+    def head(self) -> nn.Module | None:
+        """The first loss's head over the training classes, if one has any."""
+        heads = (loss.head() for loss in self.losses if isinstance(loss, Loss))
+        return next((head for head in heads if head is not None), None)
+
+
+Lesson = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+"""The pupil, uint8 images ``(B, 3, H, W)``, classes ``(B,)`` and the step → the loss."""
+
+
+def plainly(pupil: nn.Module, images: Tensor, classes: Tensor, step: int) -> Tensor:
+    """The lesson without an adversary."""
+    loss: Tensor = pupil(images, classes)
+    return loss
+
+
+@final
+@dataclass(eq=False, kw_only=True)
+class _Run:
+    """A training under way."""
+
+    recipe: Recipe
+    out: Path
+    split: Split
+    team: _Team
+    pupil: Pupil
+    shared: nn.Module
+    """The pupil as the team trains it."""
+    card: checkpoints.Card
+    images: _Images
+    classes: Tensor
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    lesson: Lesson
+    history: list[dict[str, Any]]
+
+    @classmethod
+    def begin(
+        cls, recipe: Recipe, out: Path, split: Split, pictures: Pictures, team: _Team
+    ) -> _Run:
+        spec = specs.Spec.parse(recipe.arch)
+        chosen = zoo.architecture(spec.name)
+        torch.manual_seed(recipe.seed)
+        network = zoo.empty(spec)
+        started = _start(network, recipe.weights) if recipe.weights else frozenset()
+        preprocessing = chosen.preprocessing
+        if recipe.size is not None:
+            preprocessing = replace(preprocessing, size=recipe.size, fit="stretch", crop_from=None)
+        names, classes = np.unique(pictures.identities, return_inverse=True)
+        parts, features = _shape(network, preprocessing)
+        shape = Shape(parts, features, len(names))
+        losses = [load_loss(one, shape) for one in recipe.loss]
+        device = team.device(recipe.device)
+        pupil = Pupil(network, losses, preprocessing)
+        pupil.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = _optimiser(recipe, pupil, started)
+        steps = recipe.epochs * _batches_per_epoch(recipe, classes)
+        card = checkpoints.Card(preprocessing, "cosine", recipe.arch)
+        run = cls(
+            recipe=recipe,
+            out=out,
+            split=split,
+            team=team,
+            pupil=pupil,
+            shared=team.wrap(pupil),
+            card=card,
+            images=_Images(preprocessing, pictures),
+            classes=torch.from_numpy(classes),
+            optimiser=optimiser,
+            schedule=torch.optim.lr_scheduler.OneCycleLR(
+                optimiser,
+                [group["lr"] for group in optimiser.param_groups],
+                total_steps=steps,
+                pct_start=recipe.warm_up,
+            ),
+            lesson=_lesson(recipe, pupil, card, steps),
+            history=[],
+        )
+        if run._state.exists():
+            run._resume()
+        return run
+
+    def epoch(self, number: int, *, show: bool) -> None:
+        recipe, began = self.recipe, time.perf_counter()
+        torch.manual_seed(int(generator(recipe.seed, "epoch", number).integers(2**62)))
+        rng = torch.Generator().manual_seed(torch.initial_seed())
+        batches = load_sampler(recipe.sampler)(
+            self.classes.numpy(), recipe.batch_size, generator(recipe.seed, "batches", number)
+        )
+        augment = [load_augmentation(spec) for spec in recipe.augment]
+        device = next(self.pupil.parameters()).device
+        total, done = 0.0, number * len(batches)
+        steps = recipe.epochs * len(batches)
+        with bar(steps, f"epoch {number + 1}", "step", done=done, show=show) as shown:
+            for step, batch in enumerate(batches, done):
+                mine = self.team.share(batch)
+                images = self.images[mine]
+                for change in augment:
+                    images = change(images, rng)
+                self.pupil.train()
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+                ):
+                    loss = self.lesson(
+                        self.shared, images.to(device), self.classes[mine].to(device), step
+                    )
+                if not bool(loss.isfinite()):
+                    raise ArgumentError(
+                        f"the loss is {loss.item()} at step {step}: training has diverged; "
+                        f"choose a smaller learning rate than {recipe.lr:g}"
+                    )
+                self.optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
+                self.optimiser.step()
+                self.schedule.step()
+                total += loss.item()
+                shown.set_postfix_str(f"loss {total / (step - done + 1):.3f}", refresh=False)
                 shown.update()
-            shown.set_postfix_str(f"loss {loss.item():.3f}")
-    tensors = {**network.state_dict()}
-    tensors |= {f"classifier.{key}": value for key, value in head.state_dict().items()}
-    checkpoints.write(out, tensors, checkpoints.Card(chosen.preprocessing, "cosine"))
-    victim = Victim(
-        name=recipe.arch,
-        network=network,
-        preprocessing=chosen.preprocessing,
-        device=device,
+        seconds = time.perf_counter() - began
+        self.history.append({"loss": total / len(batches), "seconds": round(seconds, 3)})
+
+    def victim(self) -> Victim:
+        """The pupil as it is now, which training goes on to change."""
+        return frozen(self.pupil, self.card, self.recipe.arch)
+
+    def look(self, *, progress: bool) -> dict[str, Any]:
+        """Recall@1 and mAP on the pictures of `EARLY` test identities, without distractors."""
+        split, seed = self.split, self.recipe.seed
+        known = np.unique(split.query.identities)
+        some = generator(seed, "early").permutation(known)[:EARLY]
+        query, gallery = (
+            part.subset(np.flatnonzero(np.isin(part.identities, some)))
+            for part in (split.query, split.gallery)
+        )
+        values = evaluate(
+            self.victim(), replace(split, query=query, gallery=gallery), progress=False
+        )
+        found = {f"early {key}": values[key] for key in ("recall@1", "map (plain)")}
+        said = ", ".join(f"{key} {value:.4f}" for key, value in found.items())
+        say(f"epoch {len(self.history)}: {said}", show=progress)
+        return found
+
+    @property
+    def _state(self) -> Path:
+        return self.out.with_name(f".{self.out.name}.training")
+
+    def save(self) -> None:
+        """Write all that the next epoch starts from; the file appears whole or not at all."""
+        temporary = self._state.with_suffix(".tmp")
+        state = {
+            "recipe": self.recipe.as_dict(),
+            "pupil": self.pupil.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.history,
+        }
+        torch.save(state, temporary)
+        temporary.replace(self._state)
+
+    def _resume(self) -> None:
+        try:
+            state = torch.load(self._state, map_location="cpu", weights_only=True)
+            recipe = state["recipe"]
+        except Exception as error:  # a damaged file can make the unpickler raise anything
+            raise CheckpointError(
+                f"{self._state} cannot be read ({error}); remove it to train from the start"
+            ) from error
+        _require_same(self.recipe, recipe, self._state)
+        self.pupil.load_state_dict(state["pupil"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.history = state["history"]
+
+    def finish(self, trained: Trained) -> None:
+        """Write the checkpoint, with its card and what it came from."""
+        tensors = dict(self.pupil.network.state_dict())
+        head = self.pupil.head()
+        if head is not None:
+            tensors |= {f"{_head_prefix(self.recipe)}{k}": t for k, t in head.state_dict().items()}
+        told = {
+            "recipe": self.recipe.as_dict(),
+            "values": trained.values,
+            "history": trained.history,
+            "torch": torch.__version__,
+        }
+        checkpoints.write(self.out, tensors, self.card, {"training": json.dumps(told)})
+        self._state.unlink(missing_ok=True)
+
+
+def frozen(pupil: Pupil, card: checkpoints.Card, name: str) -> Victim:
+    """A copy of the pupil as a victim; what is learned afterwards does not reach it."""
+    head = pupil.head()
+    return Victim(
+        name=name,
+        network=deepcopy(pupil.network),
+        preprocessing=card.preprocessing,
+        similarity=card.similarity,
+        classifier=None if head is None else deepcopy(head),
+        device=next(pupil.parameters()).device,
         layout=torch.channels_last,
     )
-    recall = evaluate(victim, split, progress=progress)["recall@1"]
-    return float(recall) if recall is not None else math.nan
 
 
-def _load(chosen: Architecture, pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """All training pictures on the network's grid, uint8, and their classes 0 … C−1."""
-    images = chosen.preprocessing.grid(map(pictures.read, range(len(pictures))))
-    _, classes = np.unique(pictures.identities, return_inverse=True)
-    return images, torch.from_numpy(classes)
+def _head_prefix(recipe: Recipe) -> str:
+    return zoo.architecture(specs.Spec.parse(recipe.arch).name).heads[-1]
+
+
+def _shape(network: nn.Module, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Parts and dimensions of a network's features."""
+    network.eval()
+    with torch.no_grad():
+        found = network(torch.zeros(2, 3, *preprocessing.size))
+    return (1, found.shape[1]) if found.ndim == 2 else (found.shape[1], found.shape[2])
+
+
+def _start(network: nn.Module, weights: str) -> frozenset[str]:
+    """Fill the network from a file, or from another victim, which may download its own."""
+    path = Path(weights).expanduser()
+    if ":" in weights and not path.exists():
+        tensors = load_victim(weights).network.state_dict()
+    else:
+        checkpoint = checkpoints.read(path)
+        checkpoint.require_finite(checkpoint.tensors)
+        tensors = dict(checkpoint.tensors)
+    return zoo.start(network, tensors, weights)
+
+
+def _optimiser(recipe: Recipe, pupil: Pupil, started: frozenset[str]) -> torch.optim.Optimizer:
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in pupil.named_parameters():
+        groups[name.removeprefix("network.") in started].append(parameter)
+    settings = [
+        {"params": parameters, "lr": recipe.lr * (recipe.body_lr if begun else 1.0)}
+        for begun, parameters in groups.items()
+        if parameters
+    ]
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(settings, recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        settings, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
+    )
+
+
+def _batches_per_epoch(recipe: Recipe, classes: IntArray) -> int:
+    sampler = load_sampler(recipe.sampler)
+    count = len(sampler(classes, recipe.batch_size, generator(recipe.seed, "batches", 0)))
+    if count == 0:
+        raise ArgumentError(
+            f"{len(classes)} training pictures do not fill a batch of {recipe.batch_size}; "
+            "choose a smaller batch size"
+        )
+    return count
+
+
+def _lesson(recipe: Recipe, pupil: Pupil, card: checkpoints.Card, steps: int) -> Lesson:
+    if recipe.adversary is None:
+        return plainly
+    adversary = load_adversary(
+        recipe.adversary,
+        lambda: frozen(pupil, card, recipe.arch),
+        Budget(eps=recipe.adv_eps, warmup=round(RISING * steps)),
+        consistency=recipe.adv_consistency,
+        seed=recipe.seed,
+    )
+    return Mixed(adversary, recipe.adv_share)
+
+
+@final
+class _Images:
+    """All training pictures on the network's grid, uint8, in memory if they are not too many."""
+
+    def __init__(self, preprocessing: Preprocessing, pictures: Pictures) -> None:
+        self.preprocessing, self.pictures = preprocessing, pictures
+        height, width = preprocessing.size
+        fits = len(pictures) * 3 * height * width <= _IN_MEMORY
+        self.kept = self._read(range(len(pictures))) if fits else None
+
+    def __getitem__(self, positions: IntArray) -> Tensor:
+        if self.kept is None:
+            return self._read(positions.tolist())
+        return self.kept[torch.from_numpy(positions)]
+
+    def _read(self, positions: Sequence[int]) -> Tensor:
+        def one(position: int) -> Tensor:
+            return self.preprocessing.grid([self.pictures.read(position)])
+
+        return torch.cat(threaded(one, positions))
