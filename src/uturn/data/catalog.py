@@ -8,6 +8,7 @@ from pathlib import Path
 from uturn import specs
 from uturn.data.cifar10 import cifar10
 from uturn.data.cub import cub200
+from uturn.data.digits import digits
 from uturn.data.folder import folder
 from uturn.data.food import food256
 from uturn.data.glyphs import glyphs
@@ -20,6 +21,7 @@ from uturn.errors import SpecError
 
 CATALOG: dict[str, Callable[..., Split]] = {
     "glyphs": glyphs,
+    "digits": digits,
     "folder": folder,
     "market1501": market1501,
     "dukemtmc": dukemtmc,

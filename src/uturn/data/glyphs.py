@@ -69,12 +69,15 @@ def _pictures(part: str, identities: npt.NDArray[np.integer]) -> Pictures:
 
 @dataclass(frozen=True)
 class GlyphSource:
-    """Renders ``<code point in hex>_<face>``; ``part`` varies colours, light, noise and shift."""
+    """Renders ``<code point in hex>_<face>``, drawn anew for every ending ``_<anything>``.
+
+    ``part`` and the name vary colours, light, noise and shift.
+    """
 
     part: str
 
     def read(self, name: str) -> Picture:
-        point, face = name.split("_")
+        point, face, *_ = name.split("_")
         draw = generator(0, "glyphs", self.part, name)
         mask = _mask(int(point, 16), face)
         height, width = mask.shape

@@ -44,6 +44,8 @@ class Split:
     protocol: Protocol = "cross-camera"
     listings: Mapping[str, Listing] = field(default_factory=dict)
     """For the listed protocol: by the query's name."""
+    classes: tuple[str, ...] | None = None
+    """The names of a closed set's classes: identity i is a classifier's logit i."""
 
     def __post_init__(self) -> None:
         unlisted = [name for name in self.query.names if name not in self.listings]
