@@ -229,11 +229,11 @@ def test_controls_change_the_rank_lists(browser: Any, glyph_run: Path) -> None:
 @pytest.mark.browser
 def test_the_table_sorts(browser: Any, glyph_run: Path) -> None:
     page, complaints = opened(browser, glyph_run)
-    head = page.locator("#results thead th").nth(2)
+    head = page.locator("table.results thead th").nth(2)
 
     def column() -> list[float]:
         return [
-            float(t) for t in page.locator("#results tbody tr td:nth-child(3)").all_inner_texts()
+            float(t) for t in page.locator("table.results tbody tr td:nth-child(3)").all_inner_texts()
         ]
 
     head.locator("button").click()
@@ -241,8 +241,8 @@ def test_the_table_sorts(browser: Any, glyph_run: Path) -> None:
     assert column() == sorted(column())
     head.locator("button").click()
     assert column() == sorted(column(), reverse=True)
-    page.locator("#results thead th button").first.click()
-    names = page.locator("#results tbody tr th").all_inner_texts()
+    page.locator("table.results thead th button").first.click()
+    names = page.locator("table.results tbody tr th").all_inner_texts()
     assert names == sorted(names)
     assert complaints == []
 

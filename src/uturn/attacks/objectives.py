@@ -86,6 +86,33 @@ class OppositeDirection:
 
 @final
 @dataclass(frozen=True)
+class OppositeLogits:
+    """Push the logits l(x') towards −l(x), ``−‖l(x') + l(x)‖²``: the U-turn of a classifier.
+
+    What a closed set's classifier ranks is its classes, by their logits; turned round, the first
+    becomes the last. Features that end in a ReLU are never negative and cannot reach −f, but
+    logits can reach −l. At x the gradient is not zero, since shortening l already helps.
+
+    Source: the U-turn of Zheng et al., IJCV 2022, of the logits in place of the feature.
+    """
+
+    def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
+        with torch.no_grad():
+            opposite = -victim.logits(clean)  # (B, C)
+        return lambda pixels: -(victim.logits(pixels) - opposite).square().sum(1)
+
+
+Turned = Literal["unit", "raw", "logits"]
+"""What a U-turn turns round: the unit feature, the raw one, or a classifier's logits."""
+
+
+def opposite(of: Turned) -> Objective:
+    """The U-turn of the feature or of the logits."""
+    return OppositeLogits() if of == "logits" else OppositeDirection(of)
+
+
+@final
+@dataclass(frozen=True)
 class AwayFromFeature:
     """Push the feature f(x') away from f(x): the squared distance between them.
 

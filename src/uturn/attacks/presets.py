@@ -22,20 +22,21 @@ from uturn.attacks.objectives import (
     MoveInRankings,
     Objective,
     OppositeDirection,
-    Target,
     TowardsLeastLikely,
     TowardsTarget,
     TowardsUniform,
+    Turned,
+    opposite,
 )
 from uturn.attacks.paper import PAPER
 from uturn.attacks.problem import Attacker, Start
 from uturn.attacks.search import Search
-from uturn.attacks.steps import Adam, Linear, Momentum, Sign, chain
+from uturn.attacks.steps import Adam, Linear, Momentum, Sign, Smooth, chain
 from uturn.attacks.surrogates import LeakyReLU
 from uturn.attacks.threats import LInf
 from uturn.attacks.universal import RandomSigns, Universal
 from uturn.attacks.universal import read as read_universal
-from uturn.attacks.views import VIEWS
+from uturn.attacks.views import VIEWS, Neighbour, ResizePad
 from uturn.errors import SpecError
 
 
@@ -57,10 +58,10 @@ def least_likely(*, eps: float, steps: int | None = None) -> Attack:
 
 
 def odfa(
-    *, eps: float, steps: int | None = None, start: Start = "sign", target: Target = "unit"
+    *, eps: float, steps: int | None = None, start: Start = "sign", target: Turned = "unit"
 ) -> Attack:
     """U-turn (ODFA): steps of one level towards the opposite feature, from a ±1-level start."""
-    J = OppositeDirection(target)
+    J = opposite(target)
     T = iterations(eps, steps)
     return Attack(objective=J, threat=LInf(eps), step=Sign(), steps=T, start=start)
 
@@ -102,6 +103,16 @@ def uturn(*, eps: float, steps: int | None = None) -> Attack:
     size, back = Linear(2 * eps, max(0.5, 2 * eps / T)), LeakyReLU(Linear(0.15, 0))
     step, threat = chain(Momentum(min(0.4, T / 40)), Sign(size)), LInf(eps)
     return Attack(objective=J, threat=threat, step=step, steps=T, start="sign", surrogate=back)
+
+
+def boosted(*, eps: float, steps: int = 12) -> Attack:
+    """U-turn for black-box transfer: what neighbours and other places of the picture agree on."""
+    J, near, back = OppositeDirection(centre=1.0), Neighbour(2.5 * eps), LeakyReLU(0.3)
+    step, threat = chain(Smooth(0.6), Momentum(), Sign(eps / 4)), LInf(eps)
+    views, T = (near, near, ResizePad(0.3, 1.0)), iterations(eps, steps)
+    return Attack(
+        objective=J, threat=threat, step=step, steps=T, views=views, start="sign", surrogate=back
+    )
 
 
 def apgd(*, eps: float, steps: int = 50) -> Search:
@@ -160,7 +171,7 @@ def noise(*, eps: float) -> RandomSigns:
 PRESETS: dict[str, Callable[..., Attacker]] = {
     preset.__name__: preset
     for preset in (
-        *(fast, basic, least_likely, label_smooth, odfa, uturn, momentum, sma, pire, apgd),
+        *(fast, basic, least_likely, label_smooth, odfa, uturn, momentum, boosted, sma, pire, apgd),
         *(tma, qa_plus, qa_minus, ca_plus, ca_minus, fna, minimal, universal, noise),
     )
 }

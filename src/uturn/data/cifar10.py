@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -61,13 +61,17 @@ def cifar10(root: str) -> Split:
                     part: _batches(part, [read(folder / f"{name}{ending}") for name in names])
                     for part, names in _BATCHES.items()
                 }
-                return leave_one_out("cifar10", parts["test"], parts["train"])
+                return _closed(parts["test"], parts["train"])
         if (folder / "test").is_dir():
             return _folders(folder)
     raise DataError(
         f"{base} is not CIFAR-10 in a known form: it must hold test_batch and data_batch_1 to 5, "
         "the same with .bin, or test/<class>/ with pictures"
     )
+
+
+def _closed(test: Pictures, train: Pictures | None) -> Split:
+    return replace(leave_one_out("cifar10", test, train), classes=CLASSES)
 
 
 def _python(file: Path) -> Batch:
@@ -132,7 +136,7 @@ def _folders(base: Path) -> Split:
                 )
             parts.setdefault(part, []).append(Item(f"{part}/{path}", CLASSES.index(name)))
     read = pictures_of(base, {"test": [], **parts})
-    return leave_one_out("cifar10", read["test"], read.get("train"))
+    return _closed(read["test"], read.get("train"))
 
 
 @final

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import jinja2
 import numpy as np
@@ -21,9 +22,16 @@ from PIL import Image
 from uturn.errors import RunFolderError
 from uturn.report import figures
 from uturn.report.figures import Point, Series
-from uturn.report.text import extras
+from uturn.report.text import by_victim, extras
 
-CURVES = (("recall@1", "Recall@1"), ("recall@10", "Recall@10"), ("map", "mAP"))
+CURVES = (
+    ("recall@1", "Recall@1"),
+    ("recall@10", "Recall@10"),
+    ("map", "mAP"),
+    ("top1", "top-1"),
+    ("top5", "top-5"),
+)
+"""What is drawn over ε, where a run has it."""
 _SIDE = 192
 """Longest side of a picture in the page; larger ones are shrunk for looking at."""
 
@@ -52,7 +60,7 @@ def _render(run: Path) -> str:
     header = _read(run, "run.json")
     if not header.get("finished"):
         raise RunFolderError(f"the run in {run} has not finished; repeat its command to resume it")
-    rows: list[Row] = _read(run, "results.json")["rows"]
+    rows, *targets = by_victim(_read(run, "results.json")["rows"])
     clean, attacked = rows[0], rows[1:]
     names = list(dict.fromkeys(row["attack"] for row in attacked))
     strongest = min(names, key=lambda n: tuple(_mean(attacked, n, k) for k in ("recall@1", "map")))
@@ -66,23 +74,42 @@ def _render(run: Path) -> str:
     )
     environment.filters["percent"] = lambda v: "–" if v is None else f"{100 * v:.1f} %"
     environment.filters["number"] = lambda v: "–" if v is None else f"{v:.4f}"
-    viewer = _viewer(run, names, strongest)
+    viewer = _viewer(run, clean["victim"], names, strongest)
     return environment.get_template("report.html.j2").render(
         header=header,
         clean=clean,
-        rows=rows,
+        own=_Scored.of(rows, names, styles),
+        targets=[_Scored.of(scored, names, styles) for scored in targets],
         strongest=strongest,
-        extras=extras(rows),
         worst=[row for row in attacked if row["attack"] == strongest],
-        curves=[Markup(_curve(key, title, rows, names, styles)) for key, title in CURVES],
         cosine=Markup(_cosine(attacked, names, styles)),
-        dial=Markup(_dial(run, strongest, styles[strongest][0])),
+        dial=Markup(_dial(run, clean["victim"], strongest, styles[strongest][0])),
         legend=[(name, Markup(figures.swatch(*styles[name]))) for name in names],
         viewer=viewer,
         viewer_json=Markup(_script_safe(viewer)),
         configuration=_flat(header["configuration"]),
         facts=_flat({k: v for k, v in header.items() if k != "configuration"}),
     )
+
+
+@final
+@dataclass(frozen=True)
+class _Scored:
+    """What one victim says of the pictures, as the page shows it."""
+
+    clean: Row
+    rows: list[Row]
+    extras: list[tuple[str, list[str]]]
+    curves: list[Markup]
+
+    @classmethod
+    def of(cls, rows: list[Row], names: list[str], styles: dict[str, tuple[str, str]]) -> _Scored:
+        curves = [
+            Markup(_curve(key, title, rows, names, styles))
+            for key, title in CURVES
+            if key in rows[0] or key in rows[0].get("metrics", {})
+        ]
+        return cls(rows[0], rows, extras(rows), curves)
 
 
 # -- figures -------------------------------------------------------------------------------------
@@ -96,12 +123,17 @@ def _curve(
         # Every curve begins at ε = 0, where the query is clean.
         own = [rows[0], *(row for row in rows[1:] if row["attack"] == name)]
         points = [
-            Point(row["eps"], row[key], *(row["ci95"][key] or (None, None)))
+            Point(row["eps"], value, *(row["ci95"][key] or (None, None)))
             for row in own
-            if row[key] is not None
+            if (value := _value(row, key)) is not None
         ]
         lines.append(Series(name, *styles[name], points))
-    return figures.curves(title, lines, rows[0][key])
+    return figures.curves(title, lines, _value(rows[0], key))
+
+
+def _value(row: Row, key: str) -> float | None:
+    value: float | None = row[key] if key in row else row["metrics"][key]
+    return value
 
 
 def _cosine(attacked: list[Row], names: list[str], styles: dict[str, tuple[str, str]]) -> str:
@@ -119,9 +151,9 @@ def _cosine(attacked: list[Row], names: list[str], styles: dict[str, tuple[str, 
     return figures.curves("Cosine to the clean feature", lines, None, (-1.0, 1.0), percent=False)
 
 
-def _dial(run: Path, attack: str, colour: str) -> str:
+def _dial(run: Path, victim: str, attack: str, colour: str) -> str:
     table = pyarrow.parquet.read_table(
-        run / "queries.parquet", columns=["attack", "eps", "cosine_to_clean"]
+        run / "queries.parquet", columns=["attack", "eps", "cosine_to_clean"], filters=_by(victim)
     ).to_pydict()
     by_eps: dict[float, list[float]] = {}
     for name, eps, cosine in zip(*table.values(), strict=True):
@@ -134,9 +166,10 @@ def _dial(run: Path, attack: str, colour: str) -> str:
 # -- pictures and rank lists ---------------------------------------------------------------------
 
 
-def _viewer(run: Path, names: list[str], strongest: str) -> dict[str, Any]:
+def _viewer(run: Path, victim: str, names: list[str], strongest: str) -> dict[str, Any]:
     """Everything that the page's script shows: queries, attacks, rank lists, pictures."""
-    lists = _read(run, "ranklists.json")["queries"]
+    every = _read(run, "ranklists.json")["queries"]
+    lists = [entry for entry in every if entry["victim"] == victim]
     queries: dict[str, dict[str, Any]] = {}
     thumbnails: dict[str, str] = {}
     for entry in lists:
@@ -155,14 +188,8 @@ def _viewer(run: Path, names: list[str], strongest: str) -> dict[str, Any]:
         for item in entry["items"]:
             if item["name"] not in thumbnails:
                 thumbnails[item["name"]] = _data_uri(_open(run, "thumbnails", item["name"]))
-        query["answers"].append(answer)
-        for item in entry["items"]:
-            if item["name"] not in thumbnails:
-                thumbnails[item["name"]] = _data_uri(
-                    _open(run / "thumbnails" / f"{item['name']}.png")
-                )
     budgets = sorted({entry["eps"] for entry in lists if entry["eps"] > 0})
-    cosines = _cosines(run, set(queries))
+    cosines = _cosines(run, victim, set(queries))
     for name, query in queries.items():
         for answer in query["answers"]:
             answer["cosine"] = cosines[name, answer["attack"], answer["eps"]]
@@ -176,14 +203,21 @@ def _viewer(run: Path, names: list[str], strongest: str) -> dict[str, Any]:
     }
 
 
-def _cosines(run: Path, wanted: set[str]) -> dict[tuple[str, str, float], float]:
+def _cosines(run: Path, victim: str, wanted: set[str]) -> dict[tuple[str, str, float], float]:
     columns = ["query", "attack", "eps", "cosine_to_clean"]
-    table = pyarrow.parquet.read_table(run / "queries.parquet", columns=columns).to_pydict()
+    table = pyarrow.parquet.read_table(
+        run / "queries.parquet", columns=columns, filters=_by(victim)
+    ).to_pydict()
     return {
         (query, attack, eps): cosine
         for query, attack, eps, cosine in zip(*(table[c] for c in columns), strict=True)
         if query in wanted
     }
+
+
+def _by(victim: str) -> list[tuple[str, str, str]]:
+    """A filter of rows: what this victim scored."""
+    return [("victim", "==", victim)]
 
 
 def _open(run: Path, *place: str) -> Image.Image:

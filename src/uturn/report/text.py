@@ -19,7 +19,29 @@ _COLUMNS = (
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of ``results.json`` under one heading, numbers aligned."""
+    """The rows of ``results.json`` under one heading for each victim, numbers aligned."""
+    groups = by_victim(rows)
+    if len(groups) == 1:
+        return _block(rows)
+    return "\n\n".join(f"{heading(own)}\n{_block(own)}" for own in groups)
+
+
+def by_victim(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows of each victim that scored, in their order: the one that was attacked first."""
+    groups = dict[Any, list[dict[str, Any]]]()
+    for row in rows:
+        groups.setdefault(row.get("victim"), []).append(row)
+    return list(groups.values())
+
+
+def heading(rows: Sequence[dict[str, Any]]) -> str:
+    """Who scored these rows, and on whom the pictures were crafted."""
+    victim, crafted_on = rows[0]["victim"], rows[0]["crafted_on"]
+    how = "attacked itself" if victim == crafted_on else f"pictures crafted on {crafted_on}"
+    return f"scored by {victim}, {how}"
+
+
+def _block(rows: Sequence[dict[str, Any]]) -> str:
     more = extras(rows)
     cells = [[title for title, _ in _COLUMNS] + [title for title, _ in more]]
     cells += [
@@ -40,11 +62,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Columns that only some runs have: channels survived, goals, and how much was changed.
+    """Columns that only some runs have: classes, channels survived, goals, how much was changed.
 
-    Goals are mean places of what was to rise or fall in the ranking, 0 first and 1 last.
+    top-k is the share of queries whose true class is among the k largest logits. Goals are mean
+    places of what was to rise or fall in the ranking, 0 first and 1 last.
     """
     columns = [
+        (title, [_top(row, key, bounds) for row in rows])
+        for key in ("top1", "top5")
+        if key in rows[0].get("metrics", {})
+        for title, bounds in ((f"top-{key[3:]}", False), (f"top-{key[3:]} 95 %", True))
+    ]
+    columns += [
         (f"R@1 {channel}", [_cell(row["survive"][channel], "recall@1") for row in rows])
         for channel in rows[0].get("survive") or ()
     ]
@@ -59,11 +88,18 @@ def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     return columns
 
 
+def _top(row: dict[str, Any], key: str, bounds: bool) -> str:
+    return _bounds(row["ci95"][key]) if bounds else _cell(row["metrics"], key)
+
+
+def _bounds(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.3f}–{interval[1]:.3f}" if interval else "–"
+
+
 def _cell(row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if key == "ci95":
-        interval = (value or {}).get("recall@1")
-        return f"{interval[0]:.3f}–{interval[1]:.3f}" if interval else "–"
+        return _bounds((value or {}).get("recall@1"))
     if value is None:
         return "–"
     if key in ("eps", "gradients"):

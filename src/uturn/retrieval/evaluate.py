@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,13 +14,15 @@ from torch import Tensor
 from uturn.data.pictures import Pictures
 from uturn.data.split import Protocol, Split
 from uturn.errors import ArgumentError
+from uturn.progress import bar
 from uturn.retrieval import metrics
-from uturn.retrieval.intervals import identity_bootstrap, weighted_mean
+from uturn.retrieval.classification import TOPS, classifies, label_ranks
+from uturn.retrieval.intervals import identity_bootstrap, query_bootstrap, weighted_mean
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import Ranking, join, rank_scores, scored
 from uturn.retrieval.rerank import asks_all_at_once
 from uturn.retrieval.single_shot import recall_single_shot
-from uturn.retrieval.system import RetrievalSystem, extract_all, require_matches
+from uturn.retrieval.system import RetrievalSystem, chunks, extract_all, require_matches
 from uturn.retrieval.verification import Impostors
 from uturn.victims.victim import Victim
 
@@ -40,6 +43,8 @@ def evaluate(
     are attacked: they set the threshold of TPR@FPR, and the attack's success and the embeddings'
     cosine to the clean ones are reported too. A metric is None if no query has a relevant item
     (or, for success, a right first match). ``ci95`` holds intervals by bootstrap over identities.
+    Where the identities are the classes of the victim's classifier, ``top1`` and ``top5`` say how
+    it does, with intervals by bootstrap over queries.
 
     Raises:
         ArgumentError: ``clean`` lacks a query. DataError: no query has a relevant item.
@@ -86,6 +91,7 @@ def evaluate(
         values["success"] = metrics.attack_success(metrics.first_match(before.ranking), first)
         values["cosine_to_clean"] = F.cosine_similarity(found.features, before.features)
     columns = {name: value.double().cpu().numpy() for name, value in values.items()}
+    hits = _classified(victim, split, progress) if classifies(victim, split) else {}
     weights = {tpr: ranking.matches.double().cpu().numpy()}  # of genuine pairs, not of queries
     return {
         "victim": victim.name,
@@ -98,12 +104,25 @@ def evaluate(
         "tied queries": int(ranking.tied.sum()),
         **{name: weighted_mean(column, weights.get(name)) for name, column in columns.items()},
         "median_first_match": float(np.nanmedian(columns["mean_first_match"])),
+        **{name: float(hit.mean()) for name, hit in hits.items()},
         "ci95": {
             name: identity_bootstrap(column, split.query.identities, seed, weights.get(name))
             for name, column in columns.items()
             if name not in ("mean_first_match", "cosine_to_clean")  # no fractions of queries
-        },
+        }
+        | {name: query_bootstrap(hit, seed) for name, hit in hits.items()},
     }
+
+
+def _classified(victim: Victim, split: Split, progress: bool) -> dict[str, npt.NDArray[np.float64]]:
+    """By metric, whether the true class of each query is among as many logits ``(Q,)``."""
+    ranks = list[int]()
+    with bar(len(split.query), "classifying the queries", "picture", show=progress) as shown:
+        for part in chunks(len(split.query)):
+            pictures = [split.query.read(i) for i in part]
+            ranks += label_ranks(victim, pictures, split.query.identities[part].tolist())
+            shown.update(len(part))
+    return {f"top{k}": (np.array(ranks) <= k).astype(np.float64) for k in TOPS}
 
 
 @final

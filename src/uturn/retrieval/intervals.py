@@ -43,11 +43,34 @@ def identity_bootstrap(
     _, group = np.unique(identities, return_inverse=True)
     groups = int(group.max()) + 1
     if values.min() == values.max() and values[0] in (0.0, 1.0):
-        slack = 1 - 0.025 ** (1 / groups)
-        return (0.0, slack) if values[0] == 0 else (1 - slack, 1.0)
+        return _open_end(float(values[0]), groups)
     sums = np.bincount(group, weights=values * counted)
     counts = np.bincount(group, weights=counted)
     draw = generator(seed, "identity bootstrap")
     drawn = draw.multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)  # (R, I)
     low, high = np.percentile((drawn @ sums) / (drawn @ counts), [2.5, 97.5])
     return float(low), float(high)
+
+
+def query_bootstrap(hits: npt.NDArray[np.float64], seed: int) -> tuple[float, float] | None:
+    """95 % interval of the mean of per-query ``hits`` ``(Q,)``, 0 or 1 each; NaN are left out.
+
+    Percentile bootstrap over queries, which for hits is a binomial draw. For a classifier on a
+    closed set: its identities are the classes, all of which are there, so that drawing other
+    identities asks a question that nobody has. All 0 and all 1 as in `identity_bootstrap`.
+    """
+    kept = hits[~np.isnan(hits)]
+    if len(kept) < 2:
+        return None
+    share = float(kept.mean())
+    if share in (0.0, 1.0):
+        return _open_end(share, len(kept))
+    drawn = generator(seed, "query bootstrap").binomial(len(kept), share, RESAMPLES) / len(kept)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _open_end(share: float, trials: int) -> tuple[float, float]:
+    """The exact binomial interval where all of ``trials`` are 0, or all are 1."""
+    slack = 1 - 0.025 ** (1 / trials)
+    return (0.0, slack) if share == 0 else (1 - slack, 1.0)

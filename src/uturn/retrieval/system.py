@@ -21,7 +21,8 @@ from uturn.retrieval.verification import Impostors
 from uturn.victims.preprocessing import by_shape
 from uturn.victims.victim import Victim, to_pixels
 
-_BATCH = 64
+BATCH = 64
+"""Pictures that pass through a victim at a time, at the most."""
 
 
 @final
@@ -123,7 +124,7 @@ def require_matches(split: Split) -> None:
 @torch.no_grad()
 def extract(victim: Victim, images: Tensor) -> Tensor:
     """Raw features ``(N, D)`` of uint8 images ``(N, 3, H, W)``, in batches of bounded memory."""
-    parts = [victim.features(to_pixels(part)) for part in torch.split(images, _BATCH)]
+    parts = [victim.features(to_pixels(part)) for part in torch.split(images, BATCH)]
     return torch.cat(parts)
 
 

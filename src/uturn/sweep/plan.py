@@ -93,6 +93,8 @@ class Plan:
     """At which the victim looks at queries and gallery, averaging the embeddings."""
     survive: tuple[str, ...] = ()
     """Channels (`uturn.sweep.channels`) after which every picture is scored once more."""
+    transfer_to: tuple[str, ...] = ()
+    """Other victims, by their specs, that score the same pictures (black-box transfer)."""
     batch_size: int = 32
     device: str = "cpu"
 
@@ -113,6 +115,11 @@ class Plan:
         for what, values in (("attacks", self.attacks), ("eps", self.eps)):
             if not values or len(set(values)) != len(values):
                 raise ArgumentError(f"{what} must be given, each once; got {list(values)}")
+        if len({self.victim, *self.transfer_to}) <= len(self.transfer_to):
+            raise ArgumentError(
+                f"every victim scores once; got {self.victim} and to transfer to "
+                f"{list(self.transfer_to)}"
+            )
         if self.batch_size < 1:
             raise ArgumentError(f"the batch size must be at least 1, got {self.batch_size}")
         if paper and WORST in self.attacks:

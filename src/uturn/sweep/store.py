@@ -100,20 +100,23 @@ class RunFolder:
     def _part(self, job: Job, batch: int) -> Path:
         return self.parts / job.folder / f"{batch:05d}.json"
 
-    def gallery_part(self, chunk: int) -> npt.NDArray[np.float32] | None:
+    def gallery_part(self, scorer: int, chunk: int) -> npt.NDArray[np.float32] | None:
         """Features that `add_gallery_part` stored, or None."""
-        path = self.parts / "gallery" / f"{chunk:05d}.npy"
+        path = self._gallery_part(scorer, chunk)
         try:
             stored: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None  # not there, or cut short by a power failure
         return stored
 
-    def add_gallery_part(self, chunk: int, features: npt.NDArray[np.float32]) -> None:
-        """Commit the features of one chunk of the gallery."""
+    def add_gallery_part(self, scorer: int, chunk: int, features: npt.NDArray[np.float32]) -> None:
+        """Commit the features of one chunk of the gallery by scorer number ``scorer``."""
         buffer = io.BytesIO()
         np.save(buffer, features, allow_pickle=False)
-        self._write(self.parts / "gallery" / f"{chunk:05d}.npy", buffer.getvalue())
+        self._write(self._gallery_part(scorer, chunk), buffer.getvalue())
+
+    def _gallery_part(self, scorer: int, chunk: int) -> Path:
+        return self.parts / "gallery" / str(scorer) / f"{chunk:05d}.npy"
 
     # -- the end ----------------------------------------------------------------------------
 

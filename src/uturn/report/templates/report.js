@@ -54,18 +54,19 @@
   document.getElementById("controls").addEventListener("change", show);
   show();
 
-  const table = document.getElementById("results");
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    heads.forEach((other) => other.setAttribute("aria-sort", "none"));
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const key = (row) => row.cells[column].textContent.trim();
-    const rows = [...table.tBodies[0].rows].sort((a, b) => {
-      const [x, y] = [parseFloat(key(a)), parseFloat(key(b))];
-      const order = Number.isNaN(x) || Number.isNaN(y) ? key(a).localeCompare(key(b)) : x - y;
-      return down ? -order : order;
-    });
-    table.tBodies[0].append(...rows);
-  }));
+  for (const table of document.querySelectorAll("table.results")) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => head.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const key = (row) => row.cells[column].textContent.trim();
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const [x, y] = [parseFloat(key(a)), parseFloat(key(b))];
+        const order = Number.isNaN(x) || Number.isNaN(y) ? key(a).localeCompare(key(b)) : x - y;
+        return down ? -order : order;
+      });
+      table.tBodies[0].append(...rows);
+    }));
+  }
 })();

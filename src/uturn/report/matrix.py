@@ -1,0 +1,188 @@
+"""Who fools whom: surrogates × targets of one attack at one ε, from run folders. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from uturn.errors import ArgumentError, RunFolderError
+from uturn.report import plates
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Surrogates × targets: what is left of a metric, ``(S, T)``; NaN where nobody measured it."""
+
+    attack: str
+    eps: float
+    metric: str
+    surrogates: tuple[str, ...]
+    targets: tuple[str, ...]
+    attacked: npt.NDArray[np.float64]
+    clean: npt.NDArray[np.float64]
+    """What the targets make of the same surrogate's clean pictures."""
+
+    @classmethod
+    def of(
+        cls,
+        runs: Sequence[Path],
+        attack: str,
+        eps: float,
+        metric: str = "recall@1",
+        *,
+        titles: Mapping[str, str] | None = None,
+    ) -> Matrix:
+        """Read the matrix from finished run folders, one or more for each surrogate.
+
+        ``metric`` is a key of a result row or of its ``metrics``; ``titles`` give victim specs
+        shorter names.
+
+        Raises:
+            ArgumentError: two runs say something of the same pair, or there is no run.
+            RunFolderError: a folder is no finished run, or lacks the attack, ε or metric.
+        """
+        if not runs:
+            raise ArgumentError("a matrix needs at least one run folder of `uturn sweep`")
+        pairs = dict[tuple[str, str], tuple[float, float]]()
+        for run in runs:
+            for pair, values in _pairs(run, attack, eps, metric).items():
+                if pair in pairs:
+                    raise ArgumentError(
+                        f"{run} and a run before it both hold {pair[0]} → {pair[1]}; leave one out"
+                    )
+                pairs[pair] = values
+        surrogates = tuple(dict.fromkeys(surrogate for surrogate, _ in pairs))
+        others = dict.fromkeys(target for _, target in pairs)
+        # In the surrogates' order first, so that the diagonal is the white box.
+        targets = tuple(dict.fromkeys([*(s for s in surrogates if s in others), *others]))
+        nothing = (np.nan, np.nan)
+        both = np.array([[pairs.get((s, t), nothing) for t in targets] for s in surrogates])
+        named = titles or {}
+        return cls(
+            attack,
+            eps,
+            metric,
+            tuple(named.get(name, name) for name in surrogates),
+            tuple(named.get(name, name) for name in targets),
+            both[..., 0],
+            both[..., 1],
+        )
+
+    def text(self) -> str:
+        """A table for the terminal: a line per surrogate, ``attacked (clean)`` per target."""
+        lines = self._lines()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        ]
+        table.insert(1, "  ".join("─" * width for width in widths))
+        return "\n".join([self._title(), *table])
+
+    def markdown(self) -> str:
+        """The same as a Markdown table."""
+        head, *lines = self._lines()
+        table = [head, ["---", *("---:" for _ in self.targets)], *lines]
+        return "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
+
+    def draw(self, stem: Path) -> list[Path]:
+        """A heat map as ``stem.svg`` and ``stem.png``, the numbers in its cells; return the files.
+
+        The colours (cividis) grow lighter evenly, for colour-blind readers and grey prints; a
+        frame marks the white box.
+        """
+        with plates.drawing():
+            rows, columns = self.attacked.shape
+            figure = plates.sheet(1.6 + 0.95 * columns, 0.9 + 0.5 * rows)
+            axes = figure.add_subplot()
+            colours = matplotlib.colormaps["cividis"].with_extremes(bad="#ffffff")
+            image = axes.imshow(self.attacked, cmap=colours, vmin=0, vmax=1, aspect="auto")
+            axes.set_xticks(range(columns), self.targets)
+            axes.set_yticks(range(rows), self.surrogates)
+            axes.tick_params(length=0)
+            axes.set_xlabel("scored by")
+            axes.set_ylabel("crafted on")
+            axes.set_title(self._title(), loc="left")
+            for row, column in np.ndindex(rows, columns):
+                self._cell(axes, row, column)
+            bar = figure.colorbar(image, ax=axes)
+            bar.set_label(f"{self.metric} left")
+            return plates.save(figure, stem)
+
+    def _cell(self, axes: Axes, row: int, column: int) -> None:
+        value, clean = self.attacked[row, column], self.clean[row, column]
+
+        def write(down: float, text: str, size: float) -> None:
+            colour = "white" if value < 0.5 else "black"
+            axes.text(
+                column, row + down, text, ha="center", va="center", color=colour, fontsize=size
+            )
+
+        if np.isnan(value):
+            write(0, "–", 8.5)
+            return
+        write(-0.13, f"{value:.3f}", 8.5)
+        write(0.24, f"clean {clean:.3f}", 7)
+        if self.surrogates[row] == self.targets[column]:
+            corner = (column - 0.47, row - 0.47)
+            frame = Rectangle(corner, 0.94, 0.94, fill=False, edgecolor="#d55e00", linewidth=1.6)
+            axes.add_patch(frame)
+
+    def _title(self) -> str:
+        return f"{self.attack} at ε = {self.eps:g}: {self.metric} (clean)"
+
+    def _lines(self) -> list[list[str]]:
+        def cell(value: float, clean: float) -> str:
+            return "–" if np.isnan(value) else f"{value:.4f} ({clean:.4f})"
+
+        body = [
+            [name, *map(cell, *values)]
+            for name, *values in zip(
+                self.surrogates, self.attacked.tolist(), self.clean.tolist(), strict=True
+            )
+        ]
+        return [["crafted on", *self.targets], *body]
+
+
+def _pairs(
+    run: Path, attack: str, eps: float, metric: str
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """(surrogate, target) → (attacked, clean)."""
+    try:
+        rows: list[dict[str, Any]] = json.loads((run / "results.json").read_bytes())["rows"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunFolderError(
+            f"cannot read the results of {run} ({error!r}); `uturn sweep` makes a run folder"
+        ) from None
+    values = {(row["victim"], row["attack"], row["eps"]): _value(run, row, metric) for row in rows}
+    found = {}
+    for row in rows:
+        if (row["attack"], row["eps"]) == (attack, eps):
+            pair = (row.get("crafted_on", row["victim"]), row["victim"])
+            found[pair] = (_value(run, row, metric), values[row["victim"], "clean", 0])
+    if not found:
+        there = sorted({f"{row['attack']} ε={row['eps']:g}" for row in rows if row["eps"]})
+        raise RunFolderError(f"{run} has no {attack} at ε={eps:g}; it has {', '.join(there)}")
+    return found
+
+
+def _value(run: Path, row: dict[str, Any], metric: str) -> float:
+    found = row.get(metric, row.get("metrics", {}).get(metric))
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise RunFolderError(
+            f"{row['victim']} in {run} has no {metric}; choose another metric, such as recall@1"
+        )
+    return float(found)

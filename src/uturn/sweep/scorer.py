@@ -1,0 +1,210 @@
+"""Who scores: a victim with its gallery. The one attacked is the first, others only look on.
+
+Every scorer sees the same decoded pictures and puts them on its own grid; its features, its
+similarity and its threshold are its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uturn.data.pictures import Picture, Pictures
+from uturn.data.split import Split
+from uturn.parallel import threaded
+from uturn.progress import bar
+from uturn.retrieval import metrics
+from uturn.retrieval.classification import classifies, label_ranks
+from uturn.retrieval.judge import Labels
+from uturn.retrieval.system import (
+    RetrievalSystem,
+    chunks,
+    extract_all,
+    extract_decoded,
+    extract_pictures,
+)
+from uturn.sweep.channels import CHANNELS
+from uturn.sweep.insider import Goal, Insider
+from uturn.sweep.plan import Plan
+from uturn.sweep.store import Row, RunFolder
+from uturn.victims.victim import Victim
+
+SHOWN = 8
+"""Queries whose rank lists are kept for the report: the first of the seeded sample, not the
+most telling ones."""
+RANKS = 10
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """A batch of queries as their clean PNGs decode, which everything is held against."""
+
+    pictures: Pictures
+    clean: list[Picture]
+    labels: Labels
+    shown: int
+    """So many of them, from the first, have their rank lists kept."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """A victim that scores pictures, whoever they were crafted on."""
+
+    name: str
+    """Its spec."""
+    plan: Plan
+    victim: Victim
+    split: Split
+    features: Tensor
+    """Of the gallery, raw, ``(G, D)``."""
+    system: RetrievalSystem
+    """The gallery, asked as the plan says."""
+    threshold: float
+    """Of `metrics.accepted`, fixed on the clean queries of the data set."""
+    classes: bool
+    """Whether the identities are the classes of its classifier."""
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        number: int,
+        plan: Plan,
+        victim: Victim,
+        split: Split,
+        folder: RunFolder,
+        *,
+        progress: bool,
+    ) -> Scorer:
+        """Embed gallery and clean queries; ``number`` keys its pieces in the run folder."""
+        features = _gallery(victim, number, split, folder, progress).to(victim.device)
+        system = RetrievalSystem.build(victim, split, features, str(plan.index), rerank=plan.rerank)
+        clean = extract_all(victim, split.query, "clean queries", progress=progress)
+        threshold = system.threshold(clean, Labels.of(split.query, victim.device), metrics.FPR)
+        classes = classifies(victim, split)
+        return cls(name, plan, victim, split, features, system, threshold, classes)
+
+    @cached_property
+    def insider(self) -> Insider:
+        """What attackers of this victim may be given, and how far they got in its rankings."""
+        plan, index = self.plan, str(self.plan.index)
+        return Insider(self.victim, self.split, self.system, self.features, index, plan.seed)
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's header says of this scorer."""
+        return {
+            "dimensions": self.features.shape[1],
+            "nonnegative features": bool((self.features >= 0).all()),
+            "threshold": self.threshold,
+        }
+
+    def look(self, pictures: Sequence[Picture]) -> Tensor:
+        """Raw features ``(B, D)`` of decoded pictures."""
+        return extract_decoded(self.victim, pictures)
+
+    def score(
+        self,
+        queries: Queries,
+        before: Tensor,
+        scored: list[Picture],
+        sizes: Sequence[tuple[int, float]],
+        goal: Goal | None,
+    ) -> dict[str, Any]:
+        """Rows per query, and the rank lists that are kept, of the pictures ``scored``.
+
+        ``before`` are this victim's features of the clean queries, ``sizes`` the certified
+        changes of `checks.measure`.
+        """
+        labels, identities = queries.labels, queries.pictures.identities.tolist()
+        features = self.look(scored)
+        columns = self._ranks(features, labels)
+        for channel in self.plan.survive:
+            ranks = self._ranks(self.look(threaded(CHANNELS[channel], scored)), labels)
+            columns |= {f"{key}|{channel}": ranks[key] for key in ("first_match_rank", "ap")}
+        if self.classes:
+            columns["label_rank"] = label_ranks(self.victim, scored, identities)
+        if goal is not None:
+            columns |= self.insider.places(goal, labels, features)
+            columns["goal_rank_clean"] = self.insider.places(goal, labels, before)["goal_rank"]
+        cosine = F.cosine_similarity(features, before).tolist()
+        rows = [
+            {
+                "query": name,
+                "identity": identities[n],
+                "camera": int(queries.pictures.cameras[n]),
+                "cosine_to_clean": cosine[n],
+                "linf_levels": sizes[n][0],
+                "l2": sizes[n][1],
+                **{key: values[n] for key, values in columns.items()},
+            }
+            for n, name in enumerate(queries.pictures.names)
+        ]
+        return {"rows": rows, "answers": self._answers(queries, features)}
+
+    def _ranks(self, features: Tensor, labels: Labels) -> dict[str, list[Any]]:
+        """Columns of per-query values; None where a query has no relevant item."""
+        ranking = self.system.rank(features, labels)
+        first = metrics.first_match(ranking).tolist()
+        values = {
+            "ap": metrics.average_precision(ranking, str(self.plan.convention)),
+            "r_precision": metrics.r_precision(ranking),
+            "inp": metrics.inp(ranking),
+            "normalised_rank": metrics.normalised_rank(ranking),
+            "tpr": metrics.accepted(ranking, self.threshold),
+        }
+        columns = {name: column.tolist() for name, column in values.items()}
+        return {
+            "first_match_rank": [None if math.isnan(rank) else int(rank) for rank in first],
+            **{k: [None if math.isnan(v) else v for v in column] for k, column in columns.items()},
+            "matches": ranking.matches.tolist(),
+            "tied": ranking.tied.tolist(),
+        }
+
+    def _answers(self, queries: Queries, features: Tensor) -> list[Row]:
+        """The first ranks of the queries that the report shows."""
+        if not queries.shown:
+            return []
+        part, gallery = slice(queries.shown), self.split.gallery.names
+        answers = self.system.ask(features[part], queries.labels[part], RANKS)
+        return [
+            {
+                "query": name,
+                "items": [
+                    {"name": gallery[hit.item], "score": hit.score, "relevant": hit.relevant}
+                    for hit in answer
+                ],
+            }
+            for name, answer in zip(queries.pictures.names[part], answers, strict=True)
+        ]
+
+
+def _gallery(
+    victim: Victim, number: int, split: Split, folder: RunFolder, progress: bool
+) -> Tensor:
+    """Extract the gallery's raw features ``(G, D)``, chunk by chunk into the run folder."""
+    gallery = split.gallery
+    parts = chunks(len(gallery))
+    stored = {
+        chunk: part_features
+        for chunk in range(len(parts))
+        if (part_features := folder.gallery_part(number, chunk)) is not None
+    }
+    done = sum(map(len, stored.values()))
+    title = f"embedding the gallery by {victim.name}"
+    with bar(len(gallery), title, "picture", done=done, show=progress) as shown:
+        for chunk, part in enumerate(parts):
+            if chunk not in stored:
+                stored[chunk] = extract_pictures(victim, gallery, part).cpu().numpy()
+                folder.add_gallery_part(number, chunk, stored[chunk])
+                shown.update(len(part))
+    return torch.from_numpy(np.concatenate([stored[n] for n in range(len(parts))]))
