@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check weights clean
+PRESET ?= cpu
+
+.PHONY: demo test check reproduce weights clean
 
 demo: $(VENV)/.core  ## The main job on the embedded default.
 	$(BIN)/uturn demo
@@ -16,6 +18,9 @@ check: $(VENV)/.dev  ## Format, lint, types.
 	$(BIN)/ruff format --check src tests
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
+
+reproduce: $(VENV)/.train  ## Every experiment of the paper; PRESET=cpu, gpu or paper.
+	$(BIN)/uturn reproduce all --preset $(PRESET)
 
 weights: $(VENV)/.core  ## Train the shipped glyph weights anew (5 minutes on 2 cores).
 	$(BIN)/uturn train --data glyphs --arch glyph_net --augment shift,recolour --device cpu \
@@ -30,6 +35,10 @@ $(VENV)/.made:
 
 $(VENV)/.core: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.core
+	$(PIP) --editable ".[train]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core

@@ -13,6 +13,7 @@ FLOORS = [
     {"victims", "data"},
     {"attacks", "retrieval"},
     {"train", "sweep", "doctor"},
+    {"reproduce"},
     {"cli", "__main__", "__init__"},
 ]
 """From the ground up. A room imports from its own floor and from those below."""

@@ -39,6 +39,8 @@ PAGES = (
     "docs/protocols.md",
     "docs/victims.md",
     "docs/doctor.md",
+    "docs/defence.md",
+    "docs/reproduce.md",
     "docs/natural_images.md",
 )
 

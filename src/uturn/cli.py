@@ -160,17 +160,26 @@ def demo(out: Path, quiet: bool) -> None:
     default="",
     help="Score again after channels, comma-separated: jpeg95, jpeg75, resize (half and back).",
 )
+@click.option(
+    "--transfer-to",
+    default="",
+    help="Other victims' specs, comma-separated, that score the same pictures: black-box "
+    "transfer. A spec with a comma of its own but no = behind it stands in [brackets].",
+)
 @BATCH
 @DEVICE
 @QUIET
 @_plainly
-def sweep(out: Path, quiet: bool, attacks: str, survive: str, **options: Any) -> None:
+def sweep(
+    out: Path, quiet: bool, attacks: str, survive: str, transfer_to: str, **options: Any
+) -> None:
     """Attack a victim at every ε and write a run folder with table, pictures and report.
 
     The same command on the same --out resumes a run that was stopped.
     """
-    channels = tuple(split_list(survive))
-    _sweep(out, quiet, attacks=tuple(split_list(attacks)), survive=channels, **options)
+    lists = {"attacks": attacks, "survive": survive, "transfer_to": transfer_to}
+    options |= {name: tuple(split_list(text)) for name, text in lists.items()}
+    _sweep(out, quiet, **options)
 
 
 def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
@@ -434,38 +443,134 @@ def evaluate(
             )
 
 
+class _Size(click.ParamType):  # type: ignore[type-arg]
+    """Height and width."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        try:
+            height, width = (int(side) for side in str(value).split("x"))
+        except ValueError:
+            self.fail(f"{value!r} is no size such as 256x128", param, ctx)
+        return height, width
+
+
 @main.command()
 @click.option("--data", required=True, help=DATA_HELP)
-@click.option("--arch", required=True, help="Architecture (see `uturn list victims`).")
+@click.option(
+    "--arch",
+    required=True,
+    help="Architecture with its options, such as ft_net:backbone=mobilenet_v2 (see `uturn list "
+    "victims`).",
+)
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
     help="Checkpoint to write (.safetensors).",
 )
-@click.option("--epochs", default=24, show_default=True, help="Passes over the pictures.")
-@click.option("--batch-size", default=128, show_default=True, help="Pictures per step.")
-@click.option("--lr", default=4e-3, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--weights",
+    help="Start from a file or a victim such as timm:resnet50,pretrained=yes: the network's own "
+    "weights, or its backbone's.",
+)
+@click.option("--size", type=_Size(), help="HxW of the pictures; default: the architecture's.")
+@click.option(
+    "--loss",
+    default="identity",
+    show_default=True,
+    help="Comma-separated, summed: identity:head=linear,smoothing=0.1, triplet:margin=0.3, "
+    "arcface, multi_similarity.",
+)
 @click.option(
     "--augment",
     default="shift",
     show_default=True,
-    help="Comma-separated: shift, flip, recolour.",
+    help="Comma-separated, in order: shift, flip, recolour, crop:pad=0.08, erase:share=0.5, "
+    "jitter:reach=0.2.",
+)
+@click.option(
+    "--sampler",
+    default="shuffled",
+    show_default=True,
+    help="shuffled, or pk:pictures=4 for losses that compare pictures.",
+)
+@click.option("--epochs", default=24, show_default=True, help="Passes over the pictures.")
+@click.option("--batch-size", default=128, show_default=True, help="Pictures per step.")
+@click.option(
+    "--optimiser",
+    type=click.Choice(["adamw", "sgd"]),
+    default="adamw",
+    show_default=True,
+    help="sgd has a Nesterov momentum of 0.9.",
+)
+@click.option("--lr", default=4e-3, show_default=True, help="Peak learning rate, one cycle.")
+@click.option(
+    "--body-lr",
+    default=1.0,
+    show_default=True,
+    help="Times --lr for what --weights filled.",
+)
+@click.option("--weight-decay", default=0.05, show_default=True, help="Of the optimiser.")
+@click.option(
+    "--warm-up", default=0.3, show_default=True, help="Share of steps in which the rate rises."
+)
+@click.option(
+    "--adversary",
+    help="Train on pictures attacked on the fly: an attack spec, such as uturn:steps=2, or act.",
+)
+@click.option("--adv-eps", default=8.0, show_default=True, help="Its largest ε, in levels.")
+@click.option(
+    "--adv-share", default=0.5, show_default=True, help="Share of each batch that is attacked."
+)
+@click.option(
+    "--adv-consistency",
+    default=0.0,
+    show_default=True,
+    help="Weight of 1 − cos between clean and attacked features.",
 )
 @click.option("--seed", default=0, show_default=True, help="Keys weights, order, augmentation.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="bfloat16 is quicker on GPUs.",
+)
+@click.option(
+    "--look",
+    default=0,
+    show_default=True,
+    help="Evaluate on 100 test identities after every so many epochs.",
+)
 @DEVICE
 @QUIET
 @_plainly
-def train(out: Path, augment: str, device: str, quiet: bool, **options: Any) -> None:
-    """Train a victim by identity classification and write a checkpoint."""
-    from uturn.train.loop import Recipe
+def train(
+    out: Path, loss: str, augment: str, look: int, device: str, quiet: bool, **options: Any
+) -> None:
+    """Train a victim and write a checkpoint that says what it is: use it as --victim OUT.
+
+    The same command on the same --out goes on where a training was stopped.
+    """
     from uturn.train.loop import train as fit
+    from uturn.train.recipe import Recipe
     from uturn.victims.load import pick_device
 
-    names = tuple(name for name in augment.split(",") if name)
-    recipe = Recipe(augment=names, device=str(pick_device(device)), **options)
-    recall = fit(recipe, out, progress=not quiet)
-    click.echo(f"{out}: Recall@1 {recall:.4f} on the unseen identities of {recipe.data}")
+    recipe = Recipe(
+        loss=tuple(split_list(loss)),
+        augment=tuple(split_list(augment)),
+        device=str(pick_device(device)),
+        **options,
+    )
+    try:
+        trained = fit(recipe, out, look=look, progress=not quiet)
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"stopped; the last whole epoch is kept beside {out}, the same command goes on there"
+        ) from None
+    click.echo(f"{out}: Recall@1 {trained.recall:.4f} on the queries of {recipe.data}")
 
 
 @main.command()
@@ -476,8 +581,15 @@ def train(out: Path, augment: str, device: str, quiet: bool, **options: Any) -> 
     default=50,
     show_default=True,
     type=click.IntRange(1),
-    help="Labelled queries that are asked under every preprocessing.",
+    help="Labelled queries that are asked under every preprocessing, and attacked by --masking.",
 )
+@click.option(
+    "--masking",
+    is_flag=True,
+    help="Attack it, too: is it robust, or are its gradients masked? Some 500 gradients a query.",
+)
+@click.option("--eps", default=8.0, show_default=True, help="With --masking: levels.")
+@click.option("--twin", help="With --masking: the spec of a victim without the defence.")
 @click.option("--seed", default=0, show_default=True, help="Draws the pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @DEVICE
@@ -487,6 +599,9 @@ def doctor(
     victim: str,
     data: str | None,
     queries: int,
+    masking: bool,
+    eps: float,
+    twin: str | None,
     seed: int,
     as_json: bool,
     device: str,
@@ -498,14 +613,31 @@ def doctor(
     """
     from uturn.data.catalog import load_data
     from uturn.doctor.finding import text
+    from uturn.doctor.masking import unmask
     from uturn.doctor.victim import examine
     from uturn.victims.load import load_victim, pick_device
 
-    loaded = load_victim(victim, pick_device(device))
+    if twin and not masking:
+        raise click.UsageError("--twin is compared with by --masking only; add that, or leave it")
+    if masking and not data:
+        raise click.UsageError("--masking asks labelled queries; give --data")
+    place = pick_device(device)
+    loaded, undefended = load_victim(victim, place), load_victim(twin, place) if twin else None
     split = load_data(data) if data else None
     found = examine(loaded, split, queries=queries, seed=seed, progress=not quiet)
+    if masking and split is not None:
+        found += unmask(
+            loaded,
+            split,
+            eps=eps,
+            twin=undefended,
+            queries=queries,
+            seed=seed,
+            progress=not quiet,
+        )
     if as_json:
         told = {"schema": 1, "victim": victim, "data": data, "seed": seed}
+        told |= {"eps": eps, "twin": twin} if masking else {}
         click.echo(json.dumps(told | {"findings": [finding.as_dict() for finding in found]}))
     else:
         click.echo(text(found))
@@ -521,6 +653,72 @@ def report(run: Path) -> None:
     from uturn.report import html
 
     click.echo(html.write(run))
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME…|all")
+@click.option(
+    "--preset",
+    type=click.Choice(["cpu", "gpu", "paper"]),
+    default="cpu",
+    show_default=True,
+    help="The size: two cores, one GPU, or the paper's own networks and epochs.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for victims, runs, figures and results; default: reproduced/PRESET.",
+)
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    envvar="UTURN_DATA",
+    default=Path("data"),
+    show_default="$UTURN_DATA, else data",
+    help="Folder with data sets by name, as `uturn data get` makes it, and weights/.",
+)
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and stop.")
+@DEVICE
+@QUIET
+@_plainly
+def reproduce(
+    names: tuple[str, ...],
+    preset: str,
+    out: Path | None,
+    data_root: Path,
+    only_plan: bool,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Repeat experiments of the paper: victims, sweeps, figures, and a page beside its numbers.
+
+    NAMES are as in `uturn list experiments`, or all. Stop it at any moment; the same command goes
+    on. What lacks data is skipped and told. Exits with 1 if anything was skipped or failed.
+    """
+    from uturn.reproduce import run
+    from uturn.reproduce.experiments import EXPERIMENTS
+    from uturn.reproduce.place import Place
+    from uturn.specs import choose
+    from uturn.victims.load import pick_device
+
+    wanted = list(EXPERIMENTS) if "all" in names else dict.fromkeys(names)
+    chosen = [EXPERIMENTS[choose("experiment", name, EXPERIMENTS)] for name in wanted]
+    folder = out or Path("reproduced") / preset
+    place = Place(out=folder, data_root=data_root, device=str(pick_device(device)))
+    click.echo(run.plan(chosen, preset, place))
+    if only_plan:
+        return
+    try:
+        outcomes = run.reproduce(chosen, preset, place, say=click.echo, progress=not quiet)
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"stopped; what was done is kept in {folder}, the same command goes on there"
+        ) from None
+    click.echo()
+    for outcome in outcomes:
+        click.echo(f"{outcome.name:<16} {outcome.state}: {outcome.told}")
+    if any(outcome.state != "done" for outcome in outcomes):
+        raise click.exceptions.Exit(1)
 
 
 @main.group()
@@ -568,7 +766,7 @@ def get(name: str, to: Path | None, yes: bool, sha256: tuple[str, ...], quiet: b
 
 
 @main.command("list")
-@click.argument("what", type=click.Choice(["attacks", "victims", "data", "metrics"]))
+@click.argument("what", type=click.Choice(["attacks", "victims", "data", "metrics", "experiments"]))
 def list_(what: str) -> None:
     """What there is by name."""
     for name, summary in _catalogue(what).items():
@@ -591,6 +789,10 @@ def _catalogue(what: str) -> dict[str, str]:
         from uturn.retrieval import metrics
 
         return _summaries(metrics.METRICS)
+    if what == "experiments":
+        from uturn.reproduce.experiments import EXPERIMENTS
+
+        return {name: experiment.title for name, experiment in EXPERIMENTS.items()}
     from uturn.attacks import presets
 
     worst = f"Sweeps only: the per-query worst of {', '.join(presets.MEMBERS)}."
