@@ -41,6 +41,7 @@ PAGES = (
     "docs/doctor.md",
     "docs/defence.md",
     "docs/reproduce.md",
+    "docs/transfer.md",
     "docs/natural_images.md",
 )
 
