@@ -601,7 +601,7 @@ def test_an_attack_prints_its_whole_configuration() -> None:
 def test_bad_input_says_what_to_do(pictures: Tensor) -> None:
     victim = linear_victim(normal(1, 3, 8, 4), normal(1))
     with pytest.raises(
-        SpecError, match="known: apgd, basic, ca_minus, ca_plus, fast, fna, label_smooth"
+        SpecError, match="known: apgd, basic, boosted, ca_minus, ca_plus, fast, fna, label_smooth"
     ):
         load_attack("pgd", eps=4)
     with pytest.raises(SpecError, match="valid options: steps, start, target"):

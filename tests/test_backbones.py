@@ -229,7 +229,9 @@ def test_parity_of_pcb(agree: Any) -> None:
     body = {
         k: v for k, v in theirs.state_dict().items() if not k.startswith(("conv5", "classifier"))
     }
-    network = filled(PCB, {f"model.{k}": v for k, v in body.items()})
+    network = filled(
+        lambda: PCB(ResNet(50, last_stride=1)), {f"model.{k}": v for k, v in body.items()}
+    )
     with torch.no_grad():
         # Torchreid lays part beside part within each channel, and the unit lengths agree with ours.
         expected = theirs(x).view(4, 2048, 6).transpose(1, 2)

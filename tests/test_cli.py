@@ -213,7 +213,7 @@ def _picture(folder: Path) -> Path:
         (("attack", "x.png", "--victim", "glyph_net", "--eps", "4", "--out", "o",
           "--batch-size", "0"), "is not in the range"),
         (("train", "--data", "glyphs", "--arch", "glyph_net", "--augment", "blur", "--out", "o"),
-         "known: flip, recolour, shift"),
+         "known: crop, erase, flip"),
         (("eval", "--victim", "glyph_net", "--data", "glyphs", "--device", "abacus"),
          "cannot be used here"),
     ],

@@ -764,6 +764,6 @@ def test_the_releases_are_well_formed() -> None:
 
 
 def test_every_release_says_which_data_spec_reads_it() -> None:
-    assert set(CATALOG) - {"folder", "glyphs"} <= set(RELEASES)
+    assert set(CATALOG) - {"digits", "folder", "glyphs"} <= set(RELEASES)
     for release in RELEASES.values():
         assert not release.use or Spec.parse(release.use).name in CATALOG

@@ -233,7 +233,8 @@ def test_the_table_sorts(browser: Any, glyph_run: Path) -> None:
 
     def column() -> list[float]:
         return [
-            float(t) for t in page.locator("table.results tbody tr td:nth-child(3)").all_inner_texts()
+            float(t)
+            for t in page.locator("table.results tbody tr td:nth-child(3)").all_inner_texts()
         ]
 
     head.locator("button").click()

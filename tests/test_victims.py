@@ -235,5 +235,5 @@ def test_unknown_victims_and_options_list_the_valid_ones() -> None:
         load_victim("osnet")
     with pytest.raises(SpecError, match="osnet_x0_25 needs trained weights"):
         load_victim("osnet_x0_25")
-    with pytest.raises(SpecError, match="valid options: weights"):
+    with pytest.raises(SpecError, match="valid options: features, weights"):
         load_victim("glyph_net:wieghts=x")

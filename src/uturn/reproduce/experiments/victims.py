@@ -75,8 +75,7 @@ PCB: dict[Preset, Train] = {
         replace(
             _MOBILE,
             arch="pcb:backbone=mobilenet_v2,parts=4",
-            loss=_PARTS,
-            sampler="shuffled",
+            loss=(*_PARTS, "triplet:margin=0.3"),
         ),
     ),
     "gpu": Train(
