@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def write(experiment: Experiment, preset: str, place: Place, clock: Clock) -> Pa
     parts = [
         f"# {experiment.title}",
         experiment.repeats,
-        _command(experiment, preset, place),
+        _command(experiment, preset),
         _steps(experiment, preset, place, clock),
         _victims(experiment, preset, tables),
         *(_table(table, tables, place) for table in experiment.tables),
@@ -51,11 +50,10 @@ def collect(experiment: Experiment, preset: str, place: Place) -> Tables:
     )
 
 
-def _command(experiment: Experiment, preset: str, place: Place) -> str:
-    words = ["uturn", "reproduce", experiment.name, "--preset", preset, "--out", str(place.out)]
-    if experiment.needs(preset):
-        words += ["--data-root", str(place.data_root)]
-    return f"```console\n$ {shlex.join(words)}\n```"
+def _command(experiment: Experiment, preset: str) -> str:
+    """As anybody would write it: a page is read elsewhere, where other paths hold."""
+    data = " --data-root DATA" if experiment.needs(preset) else ""
+    return f"```console\n$ uturn reproduce {experiment.name} --preset {preset}{data}\n```"
 
 
 def _steps(experiment: Experiment, preset: str, place: Place, clock: Clock) -> str:
