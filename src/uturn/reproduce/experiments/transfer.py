@@ -10,8 +10,7 @@ from uturn.reproduce.experiments.victims import BASELINE, DENSENET, GLYPHS_DENSE
 from uturn.reproduce.steps import Draw, Step, Sweep, Train
 from uturn.sweep import Plan
 
-BOOSTED = "momentum:views=identity+pad"
-"""Momentum and input diversity (Xie et al., CVPR 2019) on the U-turn."""
+BOOSTED = "boosted"
 ATTACKS = ("fast", "basic", "least_likely", "odfa", "uturn", BOOSTED)
 EPS = (8, LARGEST)
 OSNET = "osnet_x0_25:weights={osnet_weights}"
