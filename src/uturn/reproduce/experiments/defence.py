@@ -16,19 +16,21 @@ from uturn.train.recipe import Recipe
 LONG = ("odfa:steps=100", "uturn:steps=100", "worst")
 """What a defence is judged by beside the paper's few steps."""
 JUDGED = (4, 8)
+ACT = "act:steps=4"
+"""Anti-collapse triplets, the modern defence that ours is compared with."""
 
 
 def _pair(
     name: str, recipe: Recipe, adversary: str, eps: float, *, curves: Plan, judged: Plan
 ) -> tuple[Step, ...]:
-    """A twin and a defended victim, their curves, and what judges the defence."""
+    """A twin, a defended victim and its modern rival, their curves, and what judges them."""
     twin = Train(f"{name}_twin", recipe)
-    defended = Train(
-        f"{name}_defended", replace(recipe, adversary=adversary, adv_eps=eps, adv_share=0.5)
-    )
+    mixed = replace(recipe, adversary=adversary, adv_eps=eps, adv_share=0.5)
+    defended = Train(f"{name}_defended", mixed)
+    rival = Train(f"{name}_act", replace(mixed, adversary=ACT, sampler="pk:pictures=4"))
     sweeps = [
         Sweep(f"{victim.name}{suffix}", replace(plan, victim=victim.spec))
-        for victim in (twin, defended)
+        for victim in (twin, defended, rival)
         for suffix, plan in (("", curves), ("_judged", judged))
     ]
     asked = Check(
@@ -42,8 +44,8 @@ def _pair(
             ("queries", 100),
         ),
     )
-    drawn = Draw(f"{name}_defence", (sweeps[0], sweeps[2]), draw.curves)
-    return (twin, defended, *sweeps, asked, drawn)
+    drawn = Draw(f"{name}_defence", (sweeps[0], sweeps[2], sweeps[4]), draw.curves)
+    return (twin, defended, rival, *sweeps, asked, drawn)
 
 
 def _claims(name: str) -> tuple[Claim, ...]:
@@ -74,18 +76,27 @@ def _claims(name: str) -> tuple[Claim, ...]:
 
 def _tables(name: str, published: bool) -> tuple[Table, ...]:
     paper = ("market1501/resnet50", "market1501/resnet50-adversarially-trained")
-    titles = ((f"{name}_twin", "The twin"), (f"{name}_defended", "The defended victim"))
+    titles = (
+        ("twin", "The twin", paper[0]),
+        ("defended", "The defended victim", paper[1]),
+        ("act", "Anti-collapse triplets", None),
+    )
     return tuple(
         Table(
             title=f"{title}{more}",
-            run=f"{run}{suffix}",
-            published=paper[i] if published and not suffix else None,
+            run=f"{name}_{victim}{suffix}",
+            published=row if published and not suffix else None,
         )
-        for i, (run, title) in enumerate(titles)
+        for victim, title, row in titles
         for suffix, more in (("", ""), ("_judged", ": 100 steps and the worst of six attacks"))
     )
 
 
+_RIVAL = (
+    'Beside it stands a modern defence, the anti-collapse triplet of Zhou et al., "Adversarial '
+    'Attack and Defense in Deep Ranking" (arXiv 2106.03614), with the same start, ε and share of '
+    "adversarial pictures; it has four steps and draws batches of four pictures a class."
+)
 _RECRAFTED = (
     "Every attack is crafted anew on the victim that is attacked (white box), and re-crafted at "
     "every ε."
@@ -126,6 +137,7 @@ DEFENCE_GLYPHS = Experiment(
         "Letters, not persons; the adversary is `uturn` with two steps up to ε = 8, where the "
         "paper trains on ODFA's queries.",
         "Twin and defended victim both go on from the shipped weights with the same recipe.",
+        _RIVAL,
         _RECRAFTED,
     ),
 )
@@ -167,6 +179,7 @@ DEFENCE = Experiment(
         "Both victims go on from the baseline (experiment `market1501`) with the same recipe, one "
         "of them against the adversary: at presets cpu and gpu `uturn` with two steps up to ε = 8, "
         "at paper `odfa`.",
+        _RIVAL,
         _RECRAFTED,
         sampled(300, 3368),
         TRAPEZOID,
