@@ -12,15 +12,24 @@ from uturn.sweep import Plan
 
 BOOSTED = "boosted"
 ATTACKS = ("fast", "basic", "least_likely", "odfa", "uturn", BOOSTED)
+UNLABELLED = ("odfa", "uturn", BOOSTED)
+"""Those that need no classifier: an ensemble has none."""
 EPS = (8, LARGEST)
 OSNET = "osnet_x0_25:weights={osnet_weights}"
 
 
-def _across(name: str, victim: str, target: str, data: str, queries: int | None) -> Sweep:
+def _across(
+    name: str,
+    victim: str,
+    target: str,
+    data: str,
+    queries: int | None,
+    attacks: tuple[str, ...] = ATTACKS,
+) -> Sweep:
     plan = Plan(
         victim=victim,
         data=data,
-        attacks=ATTACKS,
+        attacks=attacks,
         eps=EPS,
         queries=queries,
         seed=1,
@@ -51,7 +60,10 @@ def _letters(preset: Preset) -> tuple[Step, ...]:
     queries = 200 if preset == "cpu" else None
     there = _across("glyphs_res_to_dense", residual.spec, dense.spec, "glyphs", queries)
     back = _across("glyphs_dense_to_res", dense.spec, residual.spec, "glyphs", queries)
-    return residual, dense, there, back, Draw("transfer_glyphs", (there, back), draw.transfer)
+    two = f"ensemble:{residual.spec}+glyph_net"
+    both = _across("glyphs_two_to_dense", two, dense.spec, "glyphs", queries, UNLABELLED)
+    drawn = Draw("transfer_glyphs", (there, back), draw.transfer)
+    return residual, dense, there, back, both, drawn
 
 
 _RES, _DENSE = GLYPHS_RES["cpu"].spec, GLYPHS_DENSE["cpu"].spec
@@ -67,10 +79,22 @@ TRANSFER_GLYPHS = Experiment(
         Table(title="ResNet itself (white box)", run="glyphs_res_to_dense"),
         Table(title="DenseNet → ResNet", run="glyphs_dense_to_res", victim=_RES),
         Table(title="DenseNet itself (white box)", run="glyphs_dense_to_res"),
+        Table(title="ResNet + glyph_net → DenseNet", run="glyphs_two_to_dense", victim=_DENSE),
     ),
     claims=(
         *_claims("glyphs_res_to_dense", _DENSE, "ResNet → DenseNet"),
         *_claims("glyphs_dense_to_res", _RES, "DenseNet → ResNet"),
+        *(
+            Claim(
+                f"at ε = {eps} `{BOOSTED}` from two surrogates (ResNet and glyph_net) is below "
+                "that from the ResNet alone",
+                Below(
+                    Cell("glyphs_two_to_dense", BOOSTED, eps, victim=_DENSE),
+                    Cell("glyphs_res_to_dense", BOOSTED, eps, victim=_DENSE),
+                ),
+            )
+            for eps in EPS
+        ),
     ),
     differs=(
         "ResNet-18 and DenseNet-121 at 32×32 pixels, trained alike from random weights; letters, "
