@@ -35,10 +35,9 @@ from uturn.reproduce.claims import (
 from uturn.reproduce.experiment import PRESETS, Experiment, Table
 from uturn.reproduce.experiments import EXPERIMENTS
 from uturn.reproduce.files import read_json
-from uturn.reproduce.page import grid
-from uturn.reproduce.place import NEEDS, Place, names_in
+from uturn.reproduce.place import GIVEN, NEEDS, Place, names_in
 from uturn.reproduce.published import published, rows
-from uturn.reproduce.run import plan, reproduce
+from uturn.reproduce.run import keep_times, plan, reproduce
 from uturn.reproduce.steps import Check, Draw, Figure, Sweep, Train
 from uturn.sweep import Plan
 from uturn.train.recipe import Recipe
@@ -66,7 +65,8 @@ ATTACKED = Sweep(
 def draw(made: Mapping[str, Path], folder: Path) -> list[Figure]:
     count = len(read_json(made["attacked"] / "results.json")["rows"])
     (folder / "rows.svg").write_text(f"<svg><!-- {count} --></svg>", encoding="utf-8")
-    return [Figure("rows.svg", "The rows")]
+    (folder / "rows.txt").write_text(f"{count}", encoding="utf-8")
+    return [Figure("rows.svg", "The rows", ("rows.txt",))]
 
 
 TINY = Experiment(
@@ -160,7 +160,7 @@ def test_a_killed_reproduction_goes_on_to_the_same_numbers(
     assert (out / "victims" / "learned.safetensors").stat().st_mtime_ns == weights
     assert measured(out) == measured(finished)
     page = (out / "results" / "tiny.md").read_text(encoding="utf-8")
-    assert "in 2 sittings, and what 1 killed did" in page
+    assert "in 2 sittings, of which 1 was killed" in page
 
 
 def test_nothing_is_done_twice_and_other_settings_are_refused(
@@ -229,6 +229,37 @@ def test_the_plan_says_what_is_done_missing_and_how_long(
     assert "train learned" not in nowhere
 
 
+def test_a_damaged_product_stops_its_own_experiment_only(
+    data_root: Path, finished: Path, tmp_path: Path
+) -> None:
+    header = tmp_path / "runs" / "damaged" / "run.json"
+    header.parent.mkdir(parents=True)
+    header.write_text("")
+    (tmp_path / "victims").mkdir()
+    for file in (finished / "victims").iterdir():
+        (tmp_path / "victims" / file.name).write_bytes(file.read_bytes())
+    damaged = replace(
+        TINY,
+        name="damaged",
+        presets={"tiny": (LEARNED, replace(ATTACKED, name="damaged"))},
+        tables=(),
+        claims=(),
+    )
+    assert "time not measured" in plan([damaged], "tiny", place(tmp_path, data_root))
+    outcomes, _ = told(tmp_path, data_root, damaged, replace(TINY, presets={"tiny": (LEARNED,)}))
+    assert [each.state for each in outcomes] == ["failed", "done"]
+    assert str(header) in outcomes[0].told
+
+
+def test_another_spelling_of_a_folder_is_the_same_folder(
+    data_root: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data_root.parent)
+    (again,), said = told(finished, Path(data_root.name), TINY)
+    assert again.state == "done", again.told
+    assert "[1/" not in said
+
+
 def test_checks_are_kept_and_asked_once(tmp_path: Path) -> None:
     asked, findings = [], [{"name": "noise", "verdict": "ok", "measured": {"recall@1": 0.5}}]
 
@@ -286,6 +317,7 @@ def test_the_page_says_all_that_is_needed_to_judge_it(finished: Path, data_root:
     assert "There is | nothing" in page
     link = "![The rows](../figures/tiny/rows.svg)"
     assert link in page
+    assert "\nThe rows (also as [TXT](../figures/tiny/rows.txt))\n" in page
     assert (finished / "results" / "../figures/tiny/rows.svg").read_text() == (
         "<svg><!-- 10 --></svg>"
     )
@@ -294,18 +326,16 @@ def test_the_page_says_all_that_is_needed_to_judge_it(finished: Path, data_root:
 def test_figures_are_drawn_from_run_folders(finished: Path, tmp_path: Path) -> None:
     made = {"attacked": finished / "runs" / "attacked"}
     (drawn,) = draw_steps.curves(made, tmp_path)
-    assert drawn.caption.startswith("Recall@1, Recall@10, mAP over ε")
+    assert drawn.caption.startswith("R@1, R@10, mAP over ε")
     matrices = draw_steps.transfer(made, tmp_path)
     assert [figure.caption for figure in matrices] == [
         "`fast` at ε = 16: R@1 left",
         "`odfa:steps=2` at ε = 16: R@1 left",
     ]
+    assert (drawn.file, drawn.also) == ("curves.png", ("curves.svg", "curves.pdf"))
     for figure in (drawn, *matrices):
-        assert (tmp_path / figure.file).stat().st_size > 1000
-
-
-def test_cells_of_tables_keep_their_bars() -> None:
-    assert grid(["a"], [["x|y"]]).splitlines() == ["| a |", "| --- |", "| x\\|y |"]
+        for file in (figure.file, *figure.also):
+            assert (tmp_path / file).stat().st_size > 1000
 
 
 def test_times_are_added_over_sittings(tmp_path: Path) -> None:
@@ -316,16 +346,51 @@ def test_times_are_added_over_sittings(tmp_path: Path) -> None:
     with clock.sitting("a"):
         time.sleep(0.15)
     again = machine.Clock(file, "n")
-    assert again.seconds("a") == pytest.approx(clock.seconds("a"))
-    assert again.seconds("a") >= 0.1
-    assert again.told("a").endswith("in 2 sittings")
+    assert again.time("a") == clock.time("a")
+    assert clock.time("a").seconds >= 0.1
+    assert str(again.time("a")).endswith("in 2 sittings")
     assert again.machines(["a"]) == ["m"]
+    assert again.time("b") is None
     with again.sitting("a"):  # it was finished; its product is gone, so it counts anew
         pass
-    assert again.told("a") == "0 s"
+    assert str(again.time("a")) == "0 s"
     file.write_text("[")
     with pytest.raises(UturnError, match="damaged"):
         machine.Clock(file, "m")
+
+
+def test_a_killed_sitting_has_counted_up_to_its_last_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "BEAT", 0.02)
+    file = tmp_path / "times.json"
+    clock = machine.Clock(file, "m")
+    with clock.sitting("a"):
+        deadline = time.monotonic() + 10
+        while (counted := json.loads(file.read_text())["a"][0]["seconds"]) < 0.1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        killed = machine.Clock(file, "m").time("a")
+    assert killed is not None
+    assert killed.killed == 1
+    assert killed.seconds >= counted
+    assert "of which 1 was killed" in str(killed)
+    assert str(clock.time("a")) == "0 s"
+
+
+def test_times_are_kept_for_the_plans_of_others(
+    data_root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "measured.json"
+    file.write_text('{"tiny": {"machine": "old", "minutes": {"sweep elsewhere": 7.0}}}')
+    monkeypatch.setattr(machine, "MEASURED", file)
+    machine.expected.cache_clear()
+    keep_times([TINY], "tiny", place(finished, data_root))
+    on, minutes = machine.expected("tiny")
+    machine.expected.cache_clear()
+    assert on == machine.machine("cpu")
+    assert set(minutes) == {"sweep elsewhere", "train learned", "sweep attacked"}
+    assert minutes["sweep elsewhere"] == 7.0
 
 
 # -- claims ---------------------------------------------------------------------------------------
@@ -421,6 +486,8 @@ def test_every_preset_is_whole(name: str) -> None:
         names = {step.name for step in experiment.presets[preset]}
         asked = [claim for claim in experiment.claims if claim.sources <= names]
         assert asked or not experiment.claims
+        given = {*experiment.needs(preset), *GIVEN}
+        assert all(names_in(t.victim or "") <= given for t in experiment.tables if t.run in names)
     for table in experiment.tables:
         assert table.run in runs
         assert table.published is None or rows(table.published)

@@ -15,6 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from tests.conftest import Tiny, normal
 from uturn import load_data, load_victim
@@ -23,7 +26,7 @@ from uturn.cli import main
 from uturn.data.folder import replace_queries
 from uturn.data.pictures import encode
 from uturn.errors import ArgumentError, RunFolderError, SpecError
-from uturn.report import html
+from uturn.report import html, plates
 from uturn.report.matrix import Matrix
 from uturn.report.text import table
 from uturn.retrieval.evaluate import evaluate
@@ -310,7 +313,7 @@ def test_a_matrix_holds_every_pair_and_says_what_is_missing(tmp_path: Path) -> N
     assert str(matrix.attacked[1, 2]) == "nan"
     assert "| B | 0.5000 (0.8800) | 0.0200 (0.8500) | – |" in matrix.markdown()
     head, *lines = matrix.text().splitlines()
-    assert head == "odfa at ε = 8: recall@1 (clean)"
+    assert head == "odfa at ε = 8: R@1 (clean)"
     assert len({len(line) for line in lines}) == 1
 
 
@@ -325,6 +328,35 @@ def test_a_matrix_refuses_what_it_cannot_show(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             Matrix.of(runs, attack, 8, metric)
+
+
+def test_a_white_box_is_who_crafted_it_whatever_the_titles(tmp_path: Path) -> None:
+    a = finished_run(tmp_path / "a", "A", {"A": (0.9, 0.01), "B": (0.8, 0.4), "C": (0.7, 0.6)})
+    b = finished_run(tmp_path / "b", "B", {"B": (0.85, 0.02), "A": (0.88, 0.5)})
+    matrix = Matrix.of([a, b], "odfa", 8, titles={"A": "net", "B": "net"})
+    assert matrix.surrogates == ("net", "net")
+    assert matrix.white.tolist() == [[True, False, False], [False, True, False]]
+
+
+def test_numbers_in_cells_contrast_with_their_colour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4.5 : 1 or more, by an independent count of WCAG's contrast."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plates, "save", lambda figure, *_: drawn.append(figure) or [])
+    left = [n / 24 for n in range(25)]
+    run = finished_run(tmp_path / "a", "A", {f"{n}": (1.0, v) for n, v in enumerate(left)})
+    Matrix.of([run], "odfa", 8).draw(tmp_path / "matrix")
+
+    def luminance(colour: Any) -> float:
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    numbers = [t for t in drawn[0].axes[0].texts if not t.get_text().startswith("clean")]
+    assert len(numbers) == len(left)
+    for value, text in zip(left, numbers, strict=True):
+        own = sorted([luminance(colormaps["cividis"](value)), luminance(to_rgb(text.get_color()))])
+        assert (own[1] + 0.05) / (own[0] + 0.05) >= 4.5
 
 
 def test_the_heat_map_is_a_vector_picture_that_repeats(transferred: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
@@ -224,22 +226,22 @@ def test_a_circle_lays_logits_out(tmp_path: Path, bias: bool) -> None:
 
 
 def test_figures_repeat_to_the_byte_and_say_no_date(measured: Path, tmp_path: Path) -> None:
-    first = report.draw(measured, tmp_path / "a")
     turned = report.read(measured)
-    second = report.panels(turned, tmp_path / "b" / "turn")
-    second += report.concept(turned, tmp_path / "b" / "turn_concept")
+    first, second = (
+        [
+            *report.panels(turned, tmp_path / where / "panels"),
+            *report.concept(turned, tmp_path / where / "concept"),
+        ]
+        for where in "ab"
+    )
     assert [file.name for file in first] == [
-        *(f"turn.{kind}" for kind in ("svg", "pdf", "png")),
-        *(f"turn_concept.{kind}" for kind in ("svg", "pdf", "png")),
-        "turn.gif",
-        "turn.html",
-        "turn_angles.md",
+        *("panels.pdf", "panels.png", "concept.svg", "concept.pdf", "concept.png"),
     ]
-    for one, other in zip(first, second, strict=False):
+    for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one
-    assert "<dc:date>" not in first[0].read_text()
-    assert b"CreationDate" not in first[1].read_bytes()
-    with Image.open(first[2]) as picture:
+    assert "<dc:date>" not in first[2].read_text()
+    assert b"CreationDate" not in first[0].read_bytes()
+    with Image.open(first[1]) as picture:
         assert picture.width == pytest.approx(plates.TEXT * plates.DPI, abs=1)
         assert picture.info["dpi"][0] >= 200
 
@@ -271,6 +273,27 @@ def test_what_lies_far_out_is_drawn_in_its_direction(measured: Path) -> None:
     assert np.allclose(turned.within(points), expected)
 
 
+def test_almost_all_lies_in_the_circle_and_the_figure_says_what_does_not(measured: Path) -> None:
+    turned, rng = report.read(measured), np.random.default_rng(0)
+    long = replace(turned.panels[0], features=10 * rng.normal(size=(1000, 2)))
+    short = replace(turned.panels[1], features=0.1 * rng.normal(size=(1000, 2)))
+    mixed = replace(turned, panels=(long, short))
+    beyond = [(np.hypot(*panel.features.T) > mixed.reach).sum() for panel in mixed.panels]
+    assert beyond == [10, 0]
+    assert "W, the class directions. 0.5 % of the features lie beyond the circle" in mixed.key
+
+
+def test_the_panels_say_whose_they_are(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(plates, "save", lambda figure, *_: kept.append(figure) or [])
+    turned = report.read(measured)
+    report.panels(turned, tmp_path / "panels")
+    assert kept[0].get_suptitle() == f"odfa on compass, {turned.victim}"
+    assert kept[0].legends[0].get_title().get_text() == turned.key
+
+
 def test_the_table_of_angles(measured: Path) -> None:
     told = content(measured)
     lines = report.angles(report.read(measured)).splitlines()
@@ -278,6 +301,48 @@ def test_the_table_of_angles(measured: Path) -> None:
     assert len(lines) == 2 + len(CLASSES) + 1
     overall = [f"**{panel['angle']:.1f}°**" for panel in told["panels"][1:]]
     assert lines[-1] == f"| **all** | {' | '.join(overall)} |"
+
+
+def test_the_concept_is_of_the_picture_whose_w_min_is_farthest_from_its_opposite(
+    measured: Path, tmp_path: Path
+) -> None:
+    def walk(degrees: float) -> report.Walk:  # W_min is (1, 0), and −f so many degrees from it
+        angle = np.radians(degrees)
+        path = -np.array([[np.cos(angle), np.sin(angle)], [1, 1]])
+        return report.Walk(f"{degrees}", 0, 3, 1, {"odfa": path})
+
+    turned = replace(report.read(measured), walks=tuple(map(walk, (10, -40, 25))))
+    chosen, apart = report.widest(turned)
+    assert chosen.name == "-40"
+    assert apart == pytest.approx(40)
+    drawn = [
+        report.concept(turned, tmp_path / f"{n}", picture=n)[0].read_bytes() for n in (None, 1)
+    ]
+    assert drawn[0] == drawn[1]
+
+
+def test_the_concepts_labels_stand_on_no_line(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(plates, "save", lambda figure, *_: kept.append(figure) or [])
+    turned = report.read(measured)
+    for number in range(len(turned.walks)):
+        report.concept(turned, tmp_path / "concept", picture=number)
+        kept[-1].draw_without_rendering()
+        (axes,) = kept[-1].axes
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.overlaps(other)
+        reach = max(np.hypot(*line.get_xydata().T).max() for line in axes.lines[:4])
+        for text in axes.texts:
+            if text.get_text() in ("$f$", "$-f$"):
+                place = np.array(text.get_position())
+                tip = turned.walks[number].paths["odfa"][0]
+                for line in axes.lines:
+                    ends = line.get_xydata()
+                    assert np.hypot(*(ends - place).T).min() > 0.03 * reach
+                assert abs(tip[0] * place[1] - tip[1] * place[0]) > 0.03 * reach * np.hypot(*tip)
 
 
 def test_the_concept_shows_the_picture_asked_for(measured: Path, tmp_path: Path) -> None:

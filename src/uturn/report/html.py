@@ -22,7 +22,7 @@ from PIL import Image
 from uturn.errors import RunFolderError
 from uturn.report import figures
 from uturn.report.figures import Point, Series
-from uturn.report.text import by_victim, extras
+from uturn.report.text import by_victim, extras, interval, value
 
 CURVES = (
     ("recall@1", "Recall@1"),
@@ -123,17 +123,12 @@ def _curve(
         # Every curve begins at ε = 0, where the query is clean.
         own = [rows[0], *(row for row in rows[1:] if row["attack"] == name)]
         points = [
-            Point(row["eps"], value, *(row["ci95"][key] or (None, None)))
+            Point(row["eps"], found, *(interval(row, key) or (None, None)))
             for row in own
-            if (value := _value(row, key)) is not None
+            if (found := value(row, key)) is not None
         ]
         lines.append(Series(name, *styles[name], points))
-    return figures.curves(title, lines, _value(rows[0], key))
-
-
-def _value(row: Row, key: str) -> float | None:
-    value: float | None = row[key] if key in row else row["metrics"][key]
-    return value
+    return figures.curves(title, lines, value(rows[0], key))
 
 
 def _cosine(attacked: list[Row], names: list[str], styles: dict[str, tuple[str, str]]) -> str:
@@ -274,11 +269,11 @@ def _mean(rows: list[Row], attack: str, key: str) -> float:
 def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as lines of (key, value)."""
     lines = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            lines += _flat(value, f"{prefix}{key}: ")
+    for key, each in content.items():
+        if isinstance(each, dict):
+            lines += _flat(each, f"{prefix}{key}: ")
         else:
-            lines.append((prefix + key, value if isinstance(value, str) else json.dumps(value)))
+            lines.append((prefix + key, each if isinstance(each, str) else json.dumps(each)))
     return lines
 
 

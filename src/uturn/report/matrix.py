@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from uturn.errors import ArgumentError, RunFolderError
-from uturn.report import plates
+from uturn.report import plates, text
 
 
 @final
@@ -31,6 +31,8 @@ class Matrix:
     attacked: npt.NDArray[np.float64]
     clean: npt.NDArray[np.float64]
     """What the targets make of the same surrogate's clean pictures."""
+    white: npt.NDArray[np.bool_]
+    """Where the surrogate is the target itself, whatever the two are called."""
 
     @classmethod
     def of(
@@ -76,73 +78,61 @@ class Matrix:
             tuple(named.get(name, name) for name in targets),
             both[..., 0],
             both[..., 1],
+            np.array([[s == t for t in targets] for s in surrogates]),
         )
 
     def text(self) -> str:
         """A table for the terminal: a line per surrogate, ``attacked (clean)`` per target."""
-        lines = self._lines()
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        ]
-        table.insert(1, "  ".join("─" * width for width in widths))
-        return "\n".join([self._title(), *table])
+        return "\n".join([self._title(), *text.aligned(self._lines())])
 
     def markdown(self) -> str:
         """The same as a Markdown table."""
         head, *lines = self._lines()
-        table = [head, ["---", *("---:" for _ in self.targets)], *lines]
-        return "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
+        return text.markdown(head, lines, numbers=True)
 
     def draw(self, stem: Path) -> list[Path]:
         """A heat map as ``stem.svg`` and ``stem.png``, the numbers in its cells; return the files.
 
-        The colours (cividis) grow lighter evenly, for colour-blind readers and grey prints; a
-        frame marks the white box.
+        The colours (cividis) grow lighter evenly, for colour-blind readers and grey prints. What
+        stands on them is black or white, whichever contrasts more, as is the frame of a white box.
         """
         with plates.drawing():
             rows, columns = self.attacked.shape
             figure = plates.sheet(1.6 + 0.95 * columns, 0.9 + 0.5 * rows)
             axes = figure.add_subplot()
             colours = matplotlib.colormaps["cividis"].with_extremes(bad="#ffffff")
+            ink = np.where(_luminance(colours(self.attacked)[..., :3]) < _MIDDLE, "white", "black")
             image = axes.imshow(self.attacked, cmap=colours, vmin=0, vmax=1, aspect="auto")
             axes.set_xticks(range(columns), self.targets)
             axes.set_yticks(range(rows), self.surrogates)
             axes.tick_params(length=0)
-            axes.set_xlabel("scored by")
+            axes.set_xlabel("scored by (framed: the white box)")
             axes.set_ylabel("crafted on")
             axes.set_title(self._title(), loc="left")
             for row, column in np.ndindex(rows, columns):
-                self._cell(axes, row, column)
+                self._cell(axes, row, column, str(ink[row, column]))
             bar = figure.colorbar(image, ax=axes)
-            bar.set_label(f"{self.metric} left")
+            bar.set_label(f"{text.shown(self.metric)} left")
             return plates.save(figure, stem)
 
-    def _cell(self, axes: Axes, row: int, column: int) -> None:
+    def _cell(self, axes: Axes, row: int, column: int, ink: str) -> None:
         value, clean = self.attacked[row, column], self.clean[row, column]
 
         def write(down: float, text: str, size: float) -> None:
-            colour = "white" if value < 0.5 else "black"
-            axes.text(
-                column, row + down, text, ha="center", va="center", color=colour, fontsize=size
-            )
+            axes.text(column, row + down, text, ha="center", va="center", color=ink, fontsize=size)
 
         if np.isnan(value):
             write(0, "–", 8.5)
             return
         write(-0.13, f"{value:.3f}", 8.5)
         write(0.24, f"clean {clean:.3f}", 7)
-        if self.surrogates[row] == self.targets[column]:
+        if self.white[row, column]:
             corner = (column - 0.47, row - 0.47)
-            frame = Rectangle(corner, 0.94, 0.94, fill=False, edgecolor="#d55e00", linewidth=1.6)
+            frame = Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=ink, linewidth=1.6)
             axes.add_patch(frame)
 
     def _title(self) -> str:
-        return f"{self.attack} at ε = {self.eps:g}: {self.metric} (clean)"
+        return f"{self.attack} at ε = {self.eps:g}: {text.shown(self.metric)} (clean)"
 
     def _lines(self) -> list[list[str]]:
         def cell(value: float, clean: float) -> str:
@@ -155,6 +145,16 @@ class Matrix:
             )
         ]
         return [["crafted on", *self.targets], *body]
+
+
+_MIDDLE = 1.05**0.5 * 0.05**0.5 - 0.05
+"""The luminance on which black and white contrast alike, 4.6 : 1 each (WCAG 2)."""
+
+
+def _luminance(colours: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of sRGB colours ``(..., 3)`` in 0 … 1, relative to white (WCAG 2)."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    return np.asarray(linear @ np.array([0.2126, 0.7152, 0.0722]))
 
 
 def _pairs(
@@ -180,9 +180,9 @@ def _pairs(
 
 
 def _value(run: Path, row: dict[str, Any], metric: str) -> float:
-    found = row.get(metric, row.get("metrics", {}).get(metric))
-    if isinstance(found, bool) or not isinstance(found, (int, float)):
+    found = text.value(row, metric)
+    if found is None:
         raise RunFolderError(
             f"{row['victim']} in {run} has no {metric}; choose another metric, such as recall@1"
         )
-    return float(found)
+    return found

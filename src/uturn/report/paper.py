@@ -1,9 +1,9 @@
-"""The paper's figures from run folders: curves, rank lists, perturbations, a table. No torch."""
+"""The paper's figures from run folders: curves, rank lists, perturbations. No torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,20 +16,10 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from uturn.errors import ArgumentError, RunFolderError
-from uturn.report import plates
+from uturn.report import plates, text
 
 Row = dict[str, Any]
 Picture = npt.NDArray[np.uint8]
-
-METRICS = {
-    "recall@1": "Recall@1",
-    "recall@5": "Recall@5",
-    "recall@10": "Recall@10",
-    "map": "mAP",
-    "top1": "Top-1",
-    "top5": "Top-5",
-}
-"""What axes call the metrics of ``results.json``."""
 
 _TRUE, _FALSE = "#0072b2", "#d55e00"
 
@@ -67,7 +57,7 @@ def curves(grid: Sequence[Curves], stem: Path) -> list[Path]:
             for column, metric in enumerate(line.metrics):
                 axes = figure.add_subplot(len(grid), columns, number * columns + column + 1)
                 _curve(axes, own, metric, attacks, line.run)
-                axes.set_title(f"{line.title}, {METRICS.get(metric, metric)}", loc="left")
+                axes.set_title(f"{line.title}, {text.shown(metric)}", loc="left")
                 axes.set_xlabel("ε (levels of 255)" if number + 1 == len(grid) else "")
         _legend(figure)
         return plates.save(figure, stem, ("svg", "pdf", "png"))
@@ -106,15 +96,13 @@ def _curve(axes: Axes, rows: list[Row], metric: str, attacks: list[str], run: Pa
 
 def _value(row: Row, metric: str, run: Path) -> tuple[float, tuple[float, float]]:
     """A metric of a row and the ends of its interval: NaN where there is none."""
-    more = row.get("metrics", {})
-    value = row.get(metric, more.get(metric))
+    value = text.value(row, metric)
     if value is None:
         raise RunFolderError(
             f"{run} has no {metric} for {row['attack']} at ε = {row['eps']:g}; it was scored by "
-            f"{', '.join(key for key in METRICS if key in row or key in more)}"
+            f"{', '.join(key for key in text.NAMES if text.value(row, key) is not None)}"
         )
-    low, high = row["ci95"].get(metric) or (np.nan, np.nan)
-    return float(value), (low, high)
+    return value, text.interval(row, metric) or (np.nan, np.nan)
 
 
 def _legend(figure: Figure) -> None:
@@ -230,36 +218,6 @@ def perturbation(
             _show(axes, np.clip(127.5 + change * 127.5 / one, 0, 255).astype(np.uint8))
             axes.set_xlabel(f"change × {127.5 / one:.3g}", fontsize=7)
         return plates.save(figure, stem)
-
-
-# -- the multi-scale table -----------------------------------------------------------------------
-
-
-def scales_table(
-    runs: Mapping[str, Path], metrics: Sequence[str] = ("recall@1", "map"), digits: int = 4
-) -> str:
-    """Attacks on one scale beside attacks on several, as Markdown: a line per run, attack and ε.
-
-    ``runs`` are run folders by what the table calls their victims (``1 scale``, ``3 scales``); an
-    attack's name says at which scales it looked (``odfa:scales=1+0.7071+0.5``). Behind each
-    value stands its 95 % interval.
-
-    Raises:
-        RunFolderError: a run is not finished, or was not scored by a metric.
-    """
-    lines = [
-        ["victim", "attack", "ε", *(METRICS.get(metric, metric) for metric in metrics)],
-        ["---", "---", "--:", *["--:"] * len(metrics)],
-    ]
-    for title, run in runs.items():
-        for row in _own_rows(run):
-            cells = []
-            for metric in metrics:
-                value, (low, high) = _value(row, metric, run)
-                interval = "" if np.isnan(low) else f" ({low:.{digits}f}–{high:.{digits}f})"
-                cells.append(f"{value:.{digits}f}{interval}")
-            lines.append([title, f"`{row['attack']}`", f"{row['eps']:g}", *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 # -- run folders ---------------------------------------------------------------------------------

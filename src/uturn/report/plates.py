@@ -95,10 +95,13 @@ def save(figure: Figure, stem: Path, formats: Sequence[Format] = ("svg", "png"))
 
 
 def line_of(position: int) -> tuple[str, str, str]:
-    """Colour, marker and dashes of the attack at ``position``: as on the report's page, and dashed
-    so that grey copies tell them apart."""
+    """Colour and marker of the attack at ``position``, as on the report's page, and dashes.
+
+    No two of sixteen attacks share both marker and dashes, so that grey copies tell them apart.
+    """
     colour, marker = figures.style(position)
-    return colour, MARKERS[marker], LINES[position % len(LINES)]
+    shift = position // len(MARKERS)
+    return colour, MARKERS[marker], LINES[([*MARKERS].index(marker) + shift) % len(LINES)]
 
 
 def halo(width: float = 1.8) -> list[Stroke]:

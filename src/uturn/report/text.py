@@ -1,21 +1,80 @@
-"""Result rows as a text table for the terminal. Reads nothing, imports nothing heavy."""
+"""Result rows as text: tables for the terminal and for Markdown, what metrics are called and where
+they stand. Reads nothing, imports nothing heavy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+NAMES = {
+    "recall@1": "R@1",
+    "recall@5": "R@5",
+    "recall@10": "R@10",
+    "map": "mAP",
+    "top1": "top-1",
+    "top5": "top-5",
+}
+"""What tables and figures call the metrics of ``results.json``."""
 
 _COLUMNS = (
     ("attack", "attack"),
     ("ε", "eps"),
-    ("R@1", "recall@1"),
+    (NAMES["recall@1"], "recall@1"),
     ("95 %", "ci95"),
-    ("R@5", "recall@5"),
-    ("R@10", "recall@10"),
-    ("mAP", "map"),
+    (NAMES["recall@5"], "recall@5"),
+    (NAMES["recall@10"], "recall@10"),
+    (NAMES["map"], "map"),
     ("cosine", "cosine"),
     ("gradients", "gradients"),
 )
+
+
+def shown(metric: str) -> str:
+    """A metric's name for people; one without is called as in ``results.json``."""
+    return NAMES.get(metric, metric)
+
+
+def value(row: dict[str, Any], metric: str) -> float | None:
+    """A metric of a row: retrieval's stand in it, others below ``metrics``; None where none is."""
+    found = row[metric] if metric in row else row.get("metrics", {}).get(metric)
+    return None if found is None else float(found)
+
+
+def interval(row: dict[str, Any], metric: str) -> tuple[float, float] | None:
+    """The ends of a metric's 95 % interval, where a row has one."""
+    ends = row.get("ci95", {}).get(metric)
+    return None if ends is None else (float(ends[0]), float(ends[1]))
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
+    """A Markdown table without an end of line; ``numbers`` aligns all but the first column right.
+
+    >>> print(markdown(["a|b"], [["1"]]))
+    | a\\|b |
+    | --- |
+    | 1 |
+    """
+    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+        for line in (head, rule, *lines)
+    )
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns are as wide as their cells, with a rule below the head.
+
+    The head's cells stand left, those below it right.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [
+        "  ".join(
+            cell.rjust(width) if row else cell.ljust(width)
+            for cell, width in zip(line, widths, strict=True)
+        )
+        for row, line in enumerate(lines)
+    ]
+    return [table[0], "  ".join("─" * width for width in widths), *table[1:]]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -48,17 +107,8 @@ def _block(rows: Sequence[dict[str, Any]]) -> str:
         [_cell(row, key) for _, key in _COLUMNS] + [column[i] for _, column in more]
         for i, row in enumerate(rows)
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    ]
-    lines.insert(1, "  ".join("─" * width for width in widths))
     notes = [f"  {row['attack']} ε={row['eps']:g}: {f}" for row in rows for f in row["flags"]]
-    return "\n".join(lines + (["flags:", *notes] if notes else []))
+    return "\n".join(aligned(cells) + (["flags:", *notes] if notes else []))
 
 
 def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -71,10 +121,13 @@ def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         (title, [_top(row, key, bounds) for row in rows])
         for key in ("top1", "top5")
         if key in rows[0].get("metrics", {})
-        for title, bounds in ((f"top-{key[3:]}", False), (f"top-{key[3:]} 95 %", True))
+        for title, bounds in ((shown(key), False), (f"{shown(key)} 95 %", True))
     ]
     columns += [
-        (f"R@1 {channel}", [_cell(row["survive"][channel], "recall@1") for row in rows])
+        (
+            f"{shown('recall@1')} {channel}",
+            [_cell(row["survive"][channel], "recall@1") for row in rows],
+        )
         for channel in rows[0].get("survive") or ()
     ]
     if any(row.get("goal") for row in rows):

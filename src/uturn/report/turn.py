@@ -27,6 +27,7 @@ from PIL import Image
 
 from uturn.errors import RunFolderError
 from uturn.report import plates
+from uturn.report.text import markdown
 
 Points = npt.NDArray[np.float64]
 
@@ -97,9 +98,15 @@ class Turn:
 
     @property
     def reach(self) -> float:
-        """The radius within which 90 % of all features of all panels lie."""
+        """The radius within which 99 % of the features of every panel lie."""
+        return max(float(np.quantile(np.hypot(*panel.features.T), 0.99)) for panel in self.panels)
+
+    @property
+    def key(self) -> str:
+        """What the lines are, and how many features lie beyond the circle, for its reader."""
         lengths = np.concatenate([np.hypot(*panel.features.T) for panel in self.panels])
-        return float(np.quantile(lengths, 0.9))
+        beyond = f"{100 * (lengths > self.reach).mean():.2g} % of the features lie beyond"
+        return f"Rays: W, the class directions. {beyond} the circle and are drawn on it."
 
     def within(self, features: Points) -> Points:
         """``features`` with what lies beyond `reach` drawn in to it, in its direction."""
@@ -146,7 +153,10 @@ def _walk(content: dict[str, Any]) -> Walk:
 
 
 def panels(turned: Turn, stem: Path) -> list[Path]:
-    """One panel per ε with the same axes, W as labelled rays: SVG, PDF and PNG."""
+    """One panel per ε with the same axes, W as labelled rays: PDF and PNG.
+
+    Thousands of points make an SVG that pages are slow with; the PDF is the vector picture.
+    """
     with plates.drawing():
         count = len(turned.panels)
         columns = min(3, count)
@@ -157,8 +167,9 @@ def panels(turned: Turn, stem: Path) -> list[Path]:
             for cloud in _stage(axes, turned):
                 cloud.move(turned.within(panel.features), marked=panel.eps > 0)
             axes.set_title(f"{_title(panel)}\n{_says(panel)}", fontsize=8)
+        figure.suptitle(f"{turned.attack} on {turned.data}, {turned.victim}", fontsize=9)
         _legend(figure, turned)
-        return plates.save(figure, stem, ("svg", "pdf", "png"))
+        return plates.save(figure, stem, ("pdf", "png"))
 
 
 def _title(panel: Panel) -> str:
@@ -249,6 +260,8 @@ def _legend(figure: Figure, turned: Turn) -> None:
         handles=handles,
         loc="outside lower center",
         ncols=columns,
+        title=turned.key,
+        title_fontsize=7.5,
         frameon=False,
         columnspacing=1.2,
         handletextpad=0.2,
@@ -261,10 +274,11 @@ def _legend(figure: Figure, turned: Turn) -> None:
 def concept(turned: Turn, stem: Path, *, picture: int | None = None) -> list[Path]:
     """Where each attack carries the feature of one picture, step by step: SVG, PDF and PNG.
 
-    ``picture`` counts the pictures whose ways were measured, one of each class. None takes the one
-    whose turn is the median of theirs. Ways that leave 2.2 lengths of f go on outside.
+    ``picture`` counts the pictures whose ways were measured, one of each class. None takes the
+    `widest`, since where W_min lies beside −f two attacks take one way. Ways that leave 2.2
+    lengths of f go on outside.
     """
-    walk = _typical(turned) if picture is None else turned.walks[picture]
+    walk = widest(turned)[0] if picture is None else turned.walks[picture]
     with plates.drawing():
         figure = plates.sheet(plates.COLUMN, plates.COLUMN + 0.75)
         axes = figure.add_subplot()
@@ -274,10 +288,11 @@ def concept(turned: Turn, stem: Path, *, picture: int | None = None) -> list[Pat
         ways = np.concatenate([*walk.paths.values()])
         reach = min(1.08 * float(np.hypot(*ways.T).max()), 2.2 * float(np.hypot(*start)))
         rim = Circle((0, 0), reach, transform=axes.transData)
-        axes.set(xlim=(-1.2 * reach, 1.2 * reach), ylim=(-1.2 * reach, 1.2 * reach))
+        axes.set(xlim=(-1.28 * reach, 1.28 * reach), ylim=(-1.28 * reach, 1.28 * reach))
         _rays(axes, turned, walk, reach)
         for number, (name, path) in enumerate(walk.paths.items()):
             colour, marker, dashes = plates.line_of(number)
+            left = np.hypot(*(path - start).T) > 0.06 * reach  # what is nearer lies below f's head
             axes.plot(
                 *path.T,
                 color=colour,
@@ -285,23 +300,42 @@ def concept(turned: Turn, stem: Path, *, picture: int | None = None) -> list[Pat
                 linewidth=1.2,
                 marker=marker,
                 markersize=2.2,
+                markevery=np.flatnonzero(left).tolist(),
                 zorder=3,
                 clip_path=rim,
                 label=_RIVALS.get(name, f"U-turn ({name}): towards $-f$"),
             )
-            axes.plot(*path[-1], color=colour, marker=marker, markersize=7, markeredgecolor="white")
-        _arrow(axes, start, "$f$", "#000000")
-        _arrow(axes, -start, "$-f$", "#000000")
+            axes.plot(
+                *path[-1],
+                color=colour,
+                marker=marker,
+                markersize=6,
+                markeredgecolor="white",
+                zorder=4,
+            )
+        shares = np.linspace(0, 1, 60)[:, None]
+        units = turned.directions / np.hypot(*turned.directions.T)[:, None]
+        drawn = [ways, shares * start, -shares * start, *(reach * shares * unit for unit in units)]
+        for tip, text in ((start, "$f$"), (-start, "$-f$")):
+            _arrow(axes, tip)
+            place = _beside(tip, reach, np.concatenate(drawn))
+            axes.text(*place, text, ha="center", va="center", fontsize=9, zorder=5)
         figure.legend(loc="outside lower center", frameon=False, ncols=1, handlelength=3.2)
         return plates.save(figure, stem, ("svg", "pdf", "png"))
 
 
-def _typical(turned: Turn) -> Walk:
-    def left(walk: Walk) -> float:  # the cosine at the end of the U-turn
-        way = walk.paths[turned.attack]
-        return float(way[0] @ way[-1] / np.hypot(*way[0]) / np.hypot(*way[-1]))
+def widest(turned: Turn) -> tuple[Walk, float]:
+    """Of the pictures whose ways were measured the one whose W_min and −f are farthest apart, and
+    the angle between the two in degrees."""
 
-    return sorted(turned.walks, key=left)[len(turned.walks) // 2]
+    def apart(walk: Walk) -> float:
+        opposite = -next(iter(walk.paths.values()))[0]
+        lowest = turned.directions[walk.lowest]
+        cosine = float(lowest @ opposite / np.hypot(*lowest) / np.hypot(*opposite))
+        return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+
+    found = max(turned.walks, key=apart)
+    return found, apart(found)
 
 
 def _rays(axes: Axes, turned: Turn, walk: Walk, reach: float) -> None:
@@ -315,7 +349,7 @@ def _rays(axes: Axes, turned: Turn, walk: Walk, reach: float) -> None:
             zorder=1,
         )
         mathematical = {"W_max": r"$W_{max}$", "W_min": r"$W_{min}$"}
-        x, y = 1.1 * reach * unit
+        x, y = (1.16 if named else 1.1) * reach * unit
         axes.text(
             x,
             y,
@@ -329,26 +363,27 @@ def _rays(axes: Axes, turned: Turn, walk: Walk, reach: float) -> None:
         )
 
 
-def _arrow(axes: Axes, tip: Points, text: str, colour: str) -> None:
+def _arrow(axes: Axes, tip: Points) -> None:
     axes.annotate(
         "",
         (tip[0], tip[1]),
         (0, 0),
-        arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.3, "shrinkB": 0},
-        zorder=2,
+        arrowprops={"arrowstyle": "-|>", "color": "#000000", "linewidth": 1.3, "shrinkB": 0},
+        zorder=3.5,
     )
+
+
+def _beside(tip: Points, reach: float, drawn: Points) -> tuple[float, float]:
+    """The place beside the arrow to ``tip`` that is farthest from all points ``drawn``."""
     across = np.array([-tip[1], tip[0]]) / max(float(np.hypot(*tip)), 1e-9)
-    axes.annotate(
-        text,
-        (0.62 * tip[0], 0.62 * tip[1]),
-        xytext=tuple(12 * across),
-        textcoords="offset points",
-        ha="center",
-        va="center",
-        fontsize=9,
-        path_effects=plates.halo(),
-        zorder=5,
-    )
+    places = [
+        along * tip + side * away * reach * across
+        for along in np.linspace(0.5, 1, 6)
+        for away in (0.08, 0.1, 0.12)
+        for side in (-1, 1)
+    ]
+    x, y = max(places, key=lambda place: float(np.hypot(*(drawn - place).T).min()))
+    return float(x), float(y)
 
 
 # -- the angles ----------------------------------------------------------------------------------
@@ -358,15 +393,11 @@ def angles(turned: Turn) -> str:
     """The mean angle by which each class has turned, and all of them, as a Markdown table."""
     attacked = [panel for panel in turned.panels if panel.eps]
     lines = [
-        ["class", *(f"ε = {panel.eps:g}" for panel in attacked)],
-        ["---"] * (len(attacked) + 1),
-        *(
-            [name, *(_degrees(panel.by_class[label]) for panel in attacked)]
-            for label, name in enumerate(turned.classes)
-        ),
-        ["**all**", *(f"**{_degrees(panel.angle)}**" for panel in attacked)],
+        [name, *(_degrees(panel.by_class[label]) for panel in attacked)]
+        for label, name in enumerate(turned.classes)
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    overall = ["**all**", *(f"**{_degrees(panel.angle)}**" for panel in attacked)]
+    return markdown(["class", *(f"ε = {panel.eps:g}" for panel in attacked)], [*lines, overall])
 
 
 def _degrees(angle: float | None) -> str:
@@ -386,6 +417,7 @@ def animation(turned: Turn, file: Path) -> Path:
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         clouds = _stage(axes, turned, scale=1.5)
+        figure.supxlabel(turned.key.replace(". ", ".\n"), fontsize=8)
         for number, panel in enumerate(turned.panels):
             after = shown[min(number + 1, len(shown) - 1)]
             for step in range(_BETWEEN if number + 1 < len(turned.panels) else 1):
@@ -451,6 +483,8 @@ def page(turned: Turn, file: Path) -> Path:
         data=turned.data,
         victim=turned.victim,
         attack=turned.attack,
+        key=turned.key,
+        classes=len(turned.classes),
         queries=len(turned.labels),
         last=turned.panels[-1],
         content=Markup(script),
@@ -464,18 +498,3 @@ def _units(directions: Points) -> Sequence[Sequence[float]]:
     lengths = np.maximum(np.hypot(*directions.T), 1e-9)[:, None]
     units: list[list[float]] = np.round(directions / lengths, 4).tolist()
     return units
-
-
-def draw(file: Path, folder: Path) -> list[Path]:
-    """Everything from one ``turn.json``: panels, concept, GIF, page and the table of angles."""
-    turned = read(file)
-    table = folder / "turn_angles.md"
-    drawn = panels(turned, folder / "turn")
-    drawn += concept(turned, folder / "turn_concept") if turned.walks else []
-    table.write_text(angles(turned), encoding="utf-8")
-    return [
-        *drawn,
-        animation(turned, folder / "turn.gif"),
-        page(turned, folder / "turn.html"),
-        table,
-    ]

@@ -7,16 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, final
 
+from uturn.report.text import interval, shown, value
+
 Row = dict[str, Any]
 
 CLEAN = "clean"
-SHOWN = {"recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "map": "mAP"}
-"""How a metric is written in tables; others as they are called."""
-
-
-def shown(metric: str) -> str:
-    """A metric's name for people."""
-    return SHOWN.get(metric, metric)
 
 
 @final
@@ -37,12 +32,6 @@ class Tables:
             for row in found
             if row["victim"] == (victim or row.get("crafted_on", row["victim"]))
         ]
-
-
-def value(row: Row, metric: str) -> float | None:
-    """A metric of a row: retrieval's stand in it, others below ``metrics``."""
-    found = row[metric] if metric in row else row.get("metrics", {}).get(metric)
-    return None if found is None else float(found)
 
 
 class Number(Protocol):
@@ -66,8 +55,7 @@ class Fact:
         return None if found is None else float(found)
 
     def interval(self, tables: Tables) -> tuple[float, float] | None:
-        ends = tables.facts.get(self.step, {}).get("ci95", {}).get(self.metric)
-        return None if ends is None else (ends[0], ends[1])
+        return interval(tables.facts.get(self.step, {}), self.metric)
 
     def __str__(self) -> str:
         return f"{shown(self.metric)} ({self.step})"
@@ -95,9 +83,7 @@ class Cell:
         return None if row is None else value(row, self.metric)
 
     def interval(self, tables: Tables) -> tuple[float, float] | None:
-        row = self.row(tables)
-        ends = (row or {}).get("ci95", {}).get(self.metric)
-        return None if ends is None else (ends[0], ends[1])
+        return interval(self.row(tables) or {}, self.metric)
 
     def __str__(self) -> str:
         at = "" if self.attack == CLEAN else f" ε={self.eps:g}"

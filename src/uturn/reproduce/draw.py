@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from uturn.report import paper, turn
 from uturn.report.matrix import Matrix
+from uturn.report.text import shown
 from uturn.reproduce.experiment import CLASSIFICATION, RETRIEVAL
 from uturn.reproduce.files import read_json
 from uturn.reproduce.steps import Figure
 from uturn.specs import Spec
 
-SHOWN = 8
+RANKED = 8
 """The ε at which rank lists are shown, in levels."""
 
 
@@ -27,22 +28,22 @@ def accuracies(made: Mapping[str, Path], folder: Path) -> list[Figure]:
 
 
 def _curves(made: Mapping[str, Path], folder: Path, metrics: tuple[str, ...]) -> list[Figure]:
-    paper.curves(
+    files = paper.curves(
         [paper.Curves(name, run, metrics) for name, run in made.items()], folder / "curves"
     )
-    measured = ", ".join(paper.METRICS[metric] for metric in metrics)
-    return [Figure("curves.svg", f"{measured} over ε, with 95 % bands: {', '.join(made)}")]
+    measured = ", ".join(map(shown, metrics))
+    return [_figure(files, f"{measured} over ε, with 95 % bands: {', '.join(made)}")]
 
 
 def open_curves(made: Mapping[str, Path], folder: Path) -> list[Figure]:
     """`curves`, and for a data set whose pictures may be shown a rank list and a perturbation."""
     (run,) = made.values()
-    paper.rank_list(run, folder / "ranks", attack="odfa", eps=SHOWN)
-    paper.perturbation(run, folder / "perturbation", attack="odfa")
+    ranks = paper.rank_list(run, folder / "ranks", attack="odfa", eps=RANKED)
+    change = paper.perturbation(run, folder / "perturbation", attack="odfa")
     return [
         *curves(made, folder),
-        Figure("ranks.png", f"The first answers to a query, clean and under odfa at ε = {SHOWN}"),
-        Figure("perturbation.png", "The same query under odfa at every ε, and the change"),
+        _figure(ranks, f"The first answers to a query, clean and under odfa at ε = {RANKED}"),
+        _figure(change, "The same query under odfa at every ε, and the change"),
     ]
 
 
@@ -54,8 +55,8 @@ def transfer(made: Mapping[str, Path], folder: Path) -> list[Figure]:
     figures = []
     for number, attack in enumerate(dict.fromkeys(row["attack"] for row in rows if row["eps"])):
         matrix = Matrix.of(list(made.values()), attack, eps, titles=titles)
-        matrix.draw(folder / f"matrix{number}")
-        figures.append(Figure(f"matrix{number}.svg", f"`{attack}` at ε = {eps:g}: R@1 left"))
+        files = matrix.draw(folder / f"matrix{number}")
+        figures.append(_figure(files, f"`{attack}` at ε = {eps:g}: {shown(matrix.metric)} left"))
     return figures
 
 
@@ -69,16 +70,24 @@ def turned(made: Mapping[str, Path], folder: Path) -> list[Figure]:
     """The U-turn picture: panels over ε, an animation, and one picture's ways."""
     (source,) = made.values()
     found = turn.read(source / "turn.json")
-    turn.panels(found, folder / "panels")
-    turn.concept(found, folder / "concept")
-    turn.animation(found, folder / "turn.gif")
-    turn.page(found, folder / "turn.html")
-    what = f"{found.data}, {found.victim}"
+    panels = turn.panels(found, folder / "panels")
+    concept = turn.concept(found, folder / "concept")
+    _, apart = turn.widest(found)
+    film, page = turn.animation(found, folder / "turn.gif"), turn.page(found, folder / "turn.html")
+    what = f"{found.data}, {found.victim}, `{found.attack}`"
     return [
-        Figure("panels.png", f"The features at every ε, and the class directions W ({what})"),
-        Figure("turn.gif", f"The same as an animation; turn.html has a slider ({what})"),
-        Figure(
-            "concept.png",
-            f"Where each attack carries the feature of one picture, step by step ({what})",
+        _figure(panels, f"The features at every ε ({what}). {found.key}"),
+        _figure([film, page], f"The same as an animation; the page has a slider ({what})", ".gif"),
+        _figure(
+            concept,
+            "Where each attack carries the feature of one picture, step by step: of "
+            f"{len(found.walks)} measured the one whose W_min and −f are farthest apart, by "
+            f"{apart:.0f}° ({what})",
         ),
     ]
+
+
+def _figure(files: Sequence[Path], caption: str, kind: str = ".png") -> Figure:
+    """Of files that show the same, the one of ``kind`` is seen on the page."""
+    (seen,) = (file.name for file in files if file.suffix == kind)
+    return Figure(seen, caption, tuple(file.name for file in files if file.name != seen))

@@ -7,16 +7,20 @@ import functools
 import json
 import os
 import platform
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import resources
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
 from uturn.reproduce.files import read_json, write_whole
+
+BEAT = 15.0
+"""Seconds between two looks at the clock: what a kill can lose of a time."""
 
 
 def machine(device: str) -> str:
@@ -39,17 +43,52 @@ def _processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
+MEASURED = Path(__file__).with_name("measured.json")
+"""By preset: the machine that its steps were timed on, and their minutes."""
+
+
 @functools.cache
 def expected(preset: str) -> tuple[str, dict[str, float]]:
     """Where a preset's steps were timed, and the minutes of those that were, by step."""
-    file = resources.files("uturn.reproduce") / "measured.json"
-    found = json.loads(file.read_text(encoding="utf-8")).get(preset, {})
+    found = json.loads(MEASURED.read_text(encoding="utf-8")).get(preset, {})
     return found.get("machine", ""), found.get("minutes", {})
+
+
+def record(preset: str, on: str, minutes: Mapping[str, float]) -> None:
+    """Keep the times of a preset's steps for `expected`, beside those that are known."""
+    known = json.loads(MEASURED.read_text(encoding="utf-8"))
+    kept = {**known.get(preset, {}).get("minutes", {}), **minutes}
+    known[preset] = {"machine": on, "minutes": dict(sorted(kept.items()))}
+    write_whole(MEASURED, json.dumps(known, indent=1) + "\n")
+
+
+@final
+@dataclass(frozen=True)
+class Time:
+    """How long something took, over all sittings.
+
+    >>> print(Time(100, sittings=2, killed=1) + Time(42, sittings=1))
+    2.4 min in 3 sittings, of which 1 was killed
+    """
+
+    seconds: float = 0.0
+    sittings: int = 0
+    killed: int = 0
+    """So many were killed; of each, up to `BEAT` seconds are not counted."""
+
+    def __add__(self, other: Time) -> Time:
+        return Time(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __str__(self) -> str:
+        more = f" in {self.sittings} sittings" if self.sittings > 1 else ""
+        was = "was" if self.killed == 1 else "were"
+        lost = f", of which {self.killed} {was} killed" if self.killed else ""
+        return f"{duration(self.seconds)}{more}{lost}"
 
 
 @final
 class Clock:
-    """Wall time per step, kept in a file; a sitting that was killed has begun and not ended.
+    """Wall time per step, kept in a file and brought up to date every `BEAT` seconds.
 
     Raises:
         RunFolderError: the file is damaged.
@@ -61,45 +100,50 @@ class Clock:
 
     @contextmanager
     def sitting(self, step: str) -> Iterator[None]:
-        """Time what is done inside, also where it is stopped by an exception."""
+        """Time what is done inside, also where it is stopped by an exception or a kill."""
         if any(sitting.get("finished") for sitting in self.steps.get(step, [])):
             self.steps[step] = []  # its product was removed: it is done again
         begun = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        sitting: dict[str, Any] = {"started": begun, "machine": self.on, "seconds": None}
+        sitting: dict[str, Any] = {"started": begun, "machine": self.on, "seconds": 0.0}
         self.steps.setdefault(step, []).append(sitting)
-        self._write()
-        start = time.monotonic()
+        start, over = time.monotonic(), threading.Event()
+
+        def tick() -> None:
+            sitting["seconds"] = round(time.monotonic() - start, 1)
+            write_whole(self.file, json.dumps(self.steps, indent=1) + "\n")
+
+        def beat() -> None:
+            while not over.wait(BEAT):
+                tick()
+
+        tick()
+        heart = threading.Thread(target=beat, daemon=True)
+        heart.start()
         try:
             yield
             sitting["finished"] = True
+        except BaseException:
+            sitting["finished"] = False
+            raise
         finally:
-            sitting["seconds"] = round(time.monotonic() - start, 1)
-            self._write()
+            over.set()
+            heart.join()
+            tick()
 
-    def seconds(self, step: str) -> float:
-        """What was counted for a step so far."""
-        return sum(sitting["seconds"] or 0.0 for sitting in self.steps.get(step, []))
-
-    def told(self, step: str) -> str:
-        """How long a step took, for the page."""
-        sittings = self.steps.get(step, [])
-        killed = sum(sitting["seconds"] is None for sitting in sittings)
+    def time(self, step: str) -> Time | None:
+        """What was counted for a step so far; None if it was never begun."""
+        sittings = self.steps.get(step)
         if not sittings:
-            return "–"
-        more = "" if len(sittings) == 1 else f" in {len(sittings)} sittings"
-        lost = f", and what {killed} killed did" if killed else ""
-        return f"{duration(self.seconds(step))}{more}{lost}"
-
-    def total(self, steps: Iterable[str]) -> str:
-        """How long steps took together, for the page."""
-        return duration(sum(map(self.seconds, steps)))
+            return None
+        return Time(
+            sum(sitting["seconds"] or 0.0 for sitting in sittings),
+            len(sittings),
+            sum("finished" not in sitting for sitting in sittings),
+        )
 
     def machines(self, steps: Iterable[str]) -> list[str]:
         """What steps were done on, each once."""
         return list(dict.fromkeys(s["machine"] for step in steps for s in self.steps.get(step, [])))
-
-    def _write(self) -> None:
-        write_whole(self.file, json.dumps(self.steps, indent=1) + "\n")
 
 
 def duration(seconds: float) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from uturn.report.text import NAMES, interval, markdown, shown, value
 from uturn.report.turn import angles, read
-from uturn.reproduce.claims import CLEAN, Row, Tables, shown, value
+from uturn.reproduce.claims import CLEAN, Row, Tables
 from uturn.reproduce.experiment import Experiment, Table
 from uturn.reproduce.files import write_whole
-from uturn.reproduce.machine import Clock
+from uturn.reproduce.machine import Clock, Time
 from uturn.reproduce.place import Place
 from uturn.reproduce.published import number, published, rows
-from uturn.reproduce.steps import Check, Draw, Sweep, Train, Turn
+from uturn.reproduce.steps import Check, Draw, Figure, Step, Sweep, Train, Turn
 
-_CLEAN = (("R@1", "recall@1"), ("R@10", "recall@10"), ("mAP", "map (plain)"), ("top-1", "top1"))
+_CLEAN = (
+    (NAMES["recall@1"], "recall@1"),
+    (NAMES["recall@10"], "recall@10"),
+    (NAMES["map"], "map (plain)"),
+    (NAMES["top1"], "top1"),
+)
 """Columns of trained victims, and what `uturn eval` calls them."""
 
 
@@ -28,7 +33,7 @@ def write(experiment: Experiment, preset: str, place: Place, clock: Clock) -> Pa
         _command(experiment, preset),
         _steps(experiment, preset, place, clock),
         _victims(experiment, preset, tables),
-        *(_table(table, tables, place) for table in experiment.tables),
+        *(_table(table, tables, place) for table in experiment.tables if table.run in tables.rows),
         _beside(experiment, tables),
         *(_turned(step, place) for step in steps if isinstance(step, Turn)),
         *(_findings(step, place) for step in steps if isinstance(step, Check)),
@@ -58,10 +63,19 @@ def _command(experiment: Experiment, preset: str) -> str:
 
 def _steps(experiment: Experiment, preset: str, place: Place, clock: Clock) -> str:
     steps = [step for step in experiment.presets[preset] if not isinstance(step, Draw)]
-    lines = [[step.key, clock.told(step.key), step.setting] for step in steps]
-    total = clock.total(step.key for step in steps)
+    times = {step.key: spent(step, place, clock) for step in steps}
+    lines = [[step.key, str(times[step.key] or "–"), step.setting] for step in steps]
+    total = sum((time for time in times.values() if time), Time())
     machines = clock.machines(step.key for step in steps)
-    return f"On {'; '.join(machines)}: {total}.\n\n" + grid(["step", "time", "what"], lines)
+    return f"On {'; '.join(machines)}: {total}.\n\n" + markdown(["step", "time", "what"], lines)
+
+
+def spent(step: Step, place: Place, clock: Clock) -> Time | None:
+    """How long a step took; of a victim that was trained elsewhere, how long its epochs did."""
+    timed = clock.time(step.key)
+    if timed is None and isinstance(step, Train) and step.done(place):
+        return Time(60 * step.facts(place)["minutes"])
+    return timed
 
 
 def _victims(experiment: Experiment, preset: str, tables: Tables) -> str:
@@ -76,8 +90,9 @@ def _victims(experiment: Experiment, preset: str, tables: Tables) -> str:
         title: [_number(values.get(key)) for values in trained.values()] for title, key in _CLEAN
     }
     kept = {title: cells for title, cells in columns.items() if set(cells) != {"–"}}
+    kept["minutes of epochs"] = [f"{values['minutes']:.1f}" for values in trained.values()]
     lines = [[name, *(cells[i] for cells in kept.values())] for i, name in enumerate(trained)]
-    return "Clean, on all queries:\n\n" + grid(["trained here", *kept], lines)
+    return "Clean, on all queries:\n\n" + markdown(["trained here", *kept], lines)
 
 
 # -- tables ---------------------------------------------------------------------------------------
@@ -106,7 +121,7 @@ def _table(table: Table, tables: Tables, place: Place) -> str:
         under += f"; paper: `{table.published}`"
     flags = [f"- {row['attack']} ε={row['eps']:g}: {flag}" for row in ours for flag in row["flags"]]
     told = f"\n\nFlags of these rows:\n\n{chr(10).join(flags)}" if flags else ""
-    return f"## {table.title}\n\n{under}.\n\n{grid(head, lines)}{told}"
+    return f"## {table.title}\n\n{under}.\n\n{markdown(head, lines)}{told}"
 
 
 def _line(row: Row, theirs: dict[tuple[str, float], Row], table: Table) -> list[str]:
@@ -117,7 +132,7 @@ def _line(row: Row, theirs: dict[tuple[str, float], Row], table: Table) -> list[
     for metric in table.metrics:
         own = value(row, metric)
         cells += beside(own, paper.get(metric)) if theirs else [_number(own)]
-    ends = row["ci95"].get(table.metrics[0])
+    ends = interval(row, table.metrics[0])
     return [*cells, f"{ends[0]:.3f}–{ends[1]:.3f}" if ends else "–", f"{row['gradients']:g}"]
 
 
@@ -128,7 +143,7 @@ def _beside(experiment: Experiment, tables: Tables) -> str:
         [line.what, *beside(line.ours.of(tables), number(*line.published))]
         for line in experiment.beside.lines
     ]
-    table = grid(["", "ours", "paper", "difference"], lines)
+    table = markdown(["", "ours", "paper", "difference"], lines)
     return f"## {experiment.beside.title}\n\n{experiment.beside.note}\n\n{table}"
 
 
@@ -142,20 +157,12 @@ def _number(found: float | None) -> str:
     return "–" if found is None else f"{found:.4f}"
 
 
-def grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows_ = [head, ["---"] * len(head), *lines]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows_
-    )
-
-
 def _turned(step: Turn, place: Place) -> str:
     lines = [
         [f"{panel['eps']:g}", f"{panel['angle']:.1f}°", _number(panel["top1"])]
         for panel in step.panels(place)
     ]
-    told = grid(["ε", "mean angle turned", "top-1"], lines)
+    told = markdown(["ε", "mean angle turned", shown("top1")], lines)
     by_class = angles(read(step.product(place) / "turn.json"))
     return "\n\n".join(
         [
@@ -163,7 +170,7 @@ def _turned(step: Turn, place: Place) -> str:
             f"{step.queries} queries, `{step.attack}`.",
             told,
             "By class:",
-            by_class.strip(),
+            by_class,
         ]
     )
 
@@ -176,7 +183,7 @@ def _findings(step: Check, place: Place) -> str:
         if each["cause"]
     ]
     return "\n\n".join(
-        [f"## Checked: {step.name}", grid(["verdict", "check", "measured"], lines), *told]
+        [f"## Checked: {step.name}", markdown(["verdict", "check", "measured"], lines), *told]
     )
 
 
@@ -191,7 +198,7 @@ def _claims(experiment: Experiment, preset: str, tables: Tables, place: Place) -
         if claim.sources <= names:
             verdict = place.fill(claim).test(tables)
             lines.append([claim.text, verdict.word, verdict.evidence])
-    return "## Does it hold?\n\n" + grid(["claim", "holds", "measured"], lines) if lines else ""
+    return "## Does it hold?\n\n" + markdown(["claim", "holds", "measured"], lines) if lines else ""
 
 
 def _notes(experiment: Experiment) -> str:
@@ -206,9 +213,15 @@ def _figures(experiment: Experiment, preset: str, place: Place) -> list[str]:
     shown_ = []
     for step in experiment.presets[preset]:
         if isinstance(step, Draw):
-            folder = os.path.relpath(step.product(place), place.results)
-            shown_ += [
-                f"![{figure.caption}]({Path(folder, figure.file).as_posix()})\n\n{figure.caption}"
-                for figure in step.figures(place)
-            ]
+            folder = Path(os.path.relpath(step.product(place), place.results))
+            shown_ += [_figure(figure, folder) for figure in step.figures(place)]
     return ["## Figures", *shown_] if shown_ else []
+
+
+def _figure(figure: Figure, folder: Path) -> str:
+    links = [
+        f"[{Path(file).suffix[1:].upper()}]({(folder / file).as_posix()})" for file in figure.also
+    ]
+    also = f" (also as {', '.join(links)})" if links else ""
+    picture = f"![{figure.caption}]({(folder / figure.file).as_posix()})"
+    return f"{picture}\n\n{figure.caption}{also}"

@@ -90,6 +90,11 @@ class Place:
     data_root: Path
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        # Products remember the paths they were made with: one spelling of each.
+        object.__setattr__(self, "out", self.out.resolve())
+        object.__setattr__(self, "data_root", self.data_root.resolve())
+
     @property
     def victims(self) -> Path:
         """Of the victims that were trained."""

@@ -10,7 +10,7 @@ from typing import Literal, final
 from uturn.errors import UturnError
 from uturn.reproduce import page
 from uturn.reproduce.experiment import Experiment
-from uturn.reproduce.machine import Clock, duration, expected, machine
+from uturn.reproduce.machine import Clock, duration, expected, machine, record
 from uturn.reproduce.place import Place
 from uturn.reproduce.steps import Draw, Step
 
@@ -60,7 +60,7 @@ def plan(experiments: Sequence[Experiment], preset: str, place: Place) -> str:
                 state = "seconds"
             elif step.key in seen:
                 state = "as above"
-            elif step.done(place):
+            elif _done(step, place):
                 state = "done"
             elif known is None:
                 unknown += 1
@@ -78,6 +78,23 @@ def plan(experiments: Sequence[Experiment], preset: str, place: Place) -> str:
 def missing(experiment: Experiment, preset: str, place: Place) -> list[str]:
     """What an experiment needs and is not there, a sentence each that says where to get it."""
     return [place.missing(name) for name in experiment.needs(preset) if place.find(name) is None]
+
+
+def keep_times(experiments: Sequence[Experiment], preset: str, place: Place) -> None:
+    """Keep how long finished steps took, for the plans of those who come after (`record`)."""
+    clock = Clock(place.out / "times.json", machine(place.device))
+    steps = {s.key: s for experiment in experiments for s in experiment.presets[preset]}
+    times = {k: page.spent(s, place, clock) for k, s in steps.items() if _done(s, place)}
+    minutes = {key: round(time.seconds / 60, 1) for key, time in times.items() if time}
+    record(preset, "; ".join(clock.machines(minutes)), minutes)
+
+
+def _done(step: Step, place: Place) -> bool:
+    """Whether a step's product is whole; one that cannot be read fails when its turn comes."""
+    try:
+        return step.done(place)
+    except UturnError:
+        return False
 
 
 @final
@@ -105,7 +122,7 @@ class _Sitting:
         self.left = {
             key: step
             for key, step in steps.items()
-            if not isinstance(step, Draw) and not step.done(place)
+            if not isinstance(step, Draw) and not _done(step, place)
         }
         self.count = len(self.left)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uturn.reproduce import draw
 from uturn.reproduce.claims import AtLeast, AtMost, Below, Cell, Claim, Fact
-from uturn.reproduce.experiment import Experiment, Preset, Table
+from uturn.reproduce.experiment import PRESETS, Experiment, Preset, Table
 from uturn.reproduce.experiments.common import (
     ATTACKS,
     EPS,
@@ -36,9 +36,16 @@ def _steps(preset: Preset, victim: Train) -> tuple[Step, ...]:
     return victim, sweep, Draw(victim.name, (sweep,), draw.curves)
 
 
-def _paper_mode(victim: Train) -> Sweep:
+def _paper_mode(preset: Preset, victim: Train) -> Sweep:
     plan = Plan(
-        victim=victim.spec, data=MARKET, attacks=PAPER, eps=EPS, mode="paper", seed=1, batch_size=50
+        victim=victim.spec,
+        data=MARKET,
+        attacks=PAPER,
+        eps=EPS,
+        queries={"cpu": 200}.get(preset),
+        mode="paper",
+        seed=1,
+        batch_size=50,
     )
     return Sweep(f"{victim.name}_paper_mode", plan)
 
@@ -59,9 +66,8 @@ MARKET1501 = Experiment(
     repeats="The paper's main table and curves: a re-identification baseline, trained here, under "
     "`fast`, `basic`, `least_likely` and `odfa` at ε = 2 … 16 against the full gallery.",
     presets={
-        "cpu": _steps("cpu", BASELINE["cpu"]),
-        "gpu": (*_steps("gpu", BASELINE["gpu"]), _paper_mode(BASELINE["gpu"])),
-        "paper": (*_steps("paper", BASELINE["paper"]), _paper_mode(BASELINE["paper"])),
+        preset: (*_steps(preset, BASELINE[preset]), _paper_mode(preset, BASELINE[preset]))
+        for preset in PRESETS
     },
     tables=(
         Table(
