@@ -22,6 +22,7 @@ from uturn.attacks.loop import Attack
 from uturn.attacks.search import Search
 from uturn.attacks.steps import Sign
 from uturn.attacks.threats import LInf
+from uturn.attacks.training import for_training
 from uturn.data.pictures import encode
 from uturn.data.split import Split
 from uturn.errors import ArgumentError, SpecError
@@ -35,7 +36,6 @@ from uturn.train.adversarial import (
     Collapse,
     Mixed,
     Online,
-    for_training,
     known,
     load_adversary,
     pairs,

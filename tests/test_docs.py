@@ -27,6 +27,9 @@ from uturn.attacks import (
 )
 from uturn.attacks.loop import Attack
 from uturn.cli import main
+from uturn.reproduce.experiments import EXPERIMENTS
+from uturn.reproduce.place import GIVEN, names_in
+from uturn.victims import checkpoints, zoo
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -39,6 +42,7 @@ PAGES = (
     "docs/protocols.md",
     "docs/victims.md",
     "docs/doctor.md",
+    "docs/training.md",
     "docs/defence.md",
     "docs/reproduce.md",
     "docs/transfer.md",
@@ -98,6 +102,43 @@ def test_make_targets_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"`make (\w+)`|\$ make (\w+)", (ROOT / page).read_text()):
             assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
+
+
+def test_make_weights_trains_the_shipped_network_beside_the_shipped_file() -> None:
+    assert isinstance(main, click.Group)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    recipe = makefile.split("\nweights:")[1].split("\n\n")[0]
+    training, moving = re.findall(r"\t(.*)", recipe)
+    words = shlex.split(training.split("uturn train ", 1)[1])
+    given = main.commands["train"].make_context("train", words).params
+    source, target = moving.split()[1:]
+    shipped = zoo.ZOO[given["arch"]]
+    assert shipped.weights == ROOT / target
+    assert str(given["out"]) == source != target
+    card = checkpoints.read_card(ROOT / target)
+    assert card is not None
+    assert card.preprocessing == shipped.preprocessing
+
+
+NAMES = {
+    "market1501": "Market-1501",
+    "cifar10": "CIFAR-10",
+    "grocery": "Grocery Store",
+    "cub200": "CUB-200-2011",
+    "food256": "Food-256",
+    "osnet_weights": "torchreid's OSNet weights",
+    "mobilenet_weights": "MobileNetV2's ImageNet weights",
+}
+"""What docs/reproduce.md calls the needs of preset cpu."""
+
+
+def test_the_needs_of_every_experiment_are_in_its_row() -> None:
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    for name, experiment in EXPERIMENTS.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        told = row.split("|")[3].strip()
+        needs = names_in(experiment.presets["cpu"]) - GIVEN
+        assert set(told.split(", ")) == ({NAMES[need] for need in needs} or {"nothing"}), name
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -6,29 +6,36 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import shim
 from uturn.cli import train as command
 from uturn.data.pictures import encode
-from uturn.errors import ArgumentError, CheckpointError, SpecError
+from uturn.errors import ArgumentError, CheckpointError, DataError, SpecError
 from uturn.rng import generator
-from uturn.train import augment, losses
+from uturn.train import augment, loop, losses
 from uturn.train.batches import load_sampler
 from uturn.train.loop import train
 from uturn.train.recipe import Recipe
 from uturn.victims import checkpoints, zoo
+from uturn.victims.blank import blank
 from uturn.victims.load import load_victim
 from uturn.victims.victim import to_pixels
 
@@ -322,9 +329,98 @@ def test_weights_to_start_from_fill_the_backbone(folder: Path, tmp_path: Path) -
         zoo.start(zoo.ZOO["glyph_net"].build(), backbone.state_dict(), "it")
 
 
-def test_weights_to_start_from_may_be_another_victim(folder: Path, tmp_path: Path) -> None:
+def peer(name: str) -> Any:
+    shim.declare()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip(name.split(".")[0], reason=f"{name} is not installed (the zoo extra)")
+        return import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("arch", "file", "place"),
+    [
+        ("resnet18", "resnet18", ""),
+        ("ft_net:backbone=resnet18", "resnet18", "model."),
+        ("mobilenet_v2", "mobilenet_v2", ""),
+    ],
+)
+def test_torchvisions_files_are_a_start(
+    arch: str, file: str, place: str, folder: Path, tmp_path: Path
+) -> None:
+    """What one downloads from torchvision: its keys, a classifier of a thousand classes."""
+    theirs = getattr(peer("torchvision.models"), file)().state_dict()
+    torch.save(theirs, tmp_path / "downloaded.pth")
+    made = recipe(
+        folder,
+        arch=arch,
+        size=(32, 32),
+        epochs=1,
+        batch_size=48,
+        lr=1e-9,
+        weights=str(tmp_path / "downloaded.pth"),
+    )
+    train(made, tmp_path / "net.safetensors", progress=False)
+    found = checkpoints.read(tmp_path / "net.safetensors").tensors
+    compared = 0
+    for key, tensor in theirs.items():
+        if not key.startswith(("fc.", "classifier.")) and key.endswith(("weight", "bias")):
+            torch.testing.assert_close(found[f"{place}{key}"], tensor, rtol=0, atol=1e-6)
+            compared += 1
+    assert compared > 50
+
+
+def test_a_timm_model_is_an_architecture(folder: Path, tmp_path: Path) -> None:
+    timm = peer("timm")
+    theirs = timm.create_model("test_resnet", num_classes=5).state_dict()
+    checkpoints.write_tensors(tmp_path / "theirs.safetensors", theirs)
     out = tmp_path / "net.safetensors"
-    train(recipe(folder, epochs=1, weights="glyph_net:", lr=1e-9), out, progress=False)
+    made = recipe(
+        folder,
+        arch="timm:test_resnet",
+        size=(32, 32),
+        epochs=1,
+        batch_size=48,
+        lr=1e-9,
+        weights=str(tmp_path / "theirs.safetensors"),
+    )
+    train(made, out, progress=False)
+    alone, named = load_victim(str(out)), load_victim(f"timm:test_resnet,weights={out}")
+    assert alone.preprocessing.size == named.preprocessing.size == (32, 32)
+    pixels = to_pixels(images(4, 32, 32))
+    assert torch.equal(alone.embed(pixels), named.embed(pixels))
+    assert alone.logits(pixels).shape == (4, 8)
+    assert load_victim(f"{out}:flip=yes").test_time.count == 2
+    found = alone.network.state_dict()  # at this rate it is still what it started from
+    torch.testing.assert_close(
+        found["model.conv1.0.weight"], theirs["conv1.0.weight"], rtol=0, atol=1e-6
+    )
+    begun = blank("timm:test_resnet").network
+    assert zoo.start(begun, checkpoints.read(out).tensors, "it") == found.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in begun.state_dict().items())
+
+
+def test_an_architecture_has_no_weights_and_a_size_that_it_takes(
+    folder: Path, tmp_path: Path
+) -> None:
+    for arch, says in (
+        ("glyph_net:weights=a.pth", "take weights=a.pth out of .* --weights glyph_net:weights"),
+        ("timm:test_vit,pretrained=yes", "write --weights timm:test_vit,pretrained=yes"),
+        ("resnet_18", "unknown architecture 'resnet_18'; known: .*resnet18"),
+    ):
+        with pytest.raises(SpecError, match=says):
+            train(recipe(folder, arch=arch), tmp_path / "net.safetensors", progress=False)
+    made = recipe(folder, arch="densenet121", size=(8, 8))
+    with pytest.raises(ArgumentError, match="densenet121 does not take pictures of 8×8"):
+        train(made, tmp_path / "net.safetensors", progress=False)
+
+
+@pytest.mark.parametrize("name", ["glyph_net", "glyph_net:"])
+def test_weights_to_start_from_may_be_another_victim(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "net.safetensors"
+    train(recipe(folder, epochs=1, weights=name, lr=1e-9), out, progress=False)
     shipped = load_victim("glyph_net").network.state_dict()
     found = checkpoints.read(out).tensors
     torch.testing.assert_close(found["conv1.weight"], shipped["conv1.weight"], rtol=0, atol=1e-6)
@@ -393,6 +489,79 @@ def test_the_command_has_the_defaults_of_the_recipe() -> None:
         assert default == field.default, field.name
 
 
+def single(folder: Path, root: Path, matched: int) -> Path:
+    """The folder's training colours, and test identities of which so many have two pictures."""
+    (root / "train").symlink_to(folder / "train")
+    draw = generator(0, "single")
+    for one in range(12):
+        for n in range(2 if one < matched else 1):
+            picture = draw.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+            encode(root / "test" / f"{one:02d}" / f"{n}.png", picture)
+    return root
+
+
+def test_an_early_look_that_finds_no_match_is_left_out(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(loop, "EARLY", 1)
+    made = recipe(single(folder, tmp_path, matched=1), epochs=2)
+    trained = train(made, tmp_path / "net.safetensors", look=1)
+    assert "epoch 1: no early look, none of the 1 queries" in capsys.readouterr().err
+    assert "early recall@1" not in trained.history[0]
+    assert not math.isnan(trained.recall)
+
+
+def test_data_that_nothing_can_be_told_of_are_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    made = recipe(single(folder, tmp_path, matched=0))
+    with pytest.raises(DataError, match="none of the 12 queries"):
+        train(made, tmp_path / "net.safetensors", progress=False)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts the only process of a team."""
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        port = asked.getsockname()[1]
+    for name, value in {
+        **{"TORCHELASTIC_RUN_ID": "test", "RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+    }.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_a_team_carries_what_its_devices_hold_and_parts(
+    launched: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    opened = dist.init_process_group
+
+    def watched(backend: str, **options: Any) -> None:
+        used.append(backend)
+        opened(backend, **options)
+
+    monkeypatch.setattr(dist, "init_process_group", watched)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("one", "two", "two"):  # a process may train several, or find one finished
+        train(recipe(folder, epochs=1), tmp_path / f"{name}.safetensors", progress=False)
+        assert not dist.is_initialized()
+    assert used == ["gloo"] * 3
+
+
+def test_a_process_without_a_gpu_of_its_own_is_told(
+    launched: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    made = recipe(folder, device="cuda")
+    with pytest.raises(ArgumentError, match="process 2 finds 2 GPUs here"):
+        train(made, tmp_path / "net.safetensors", progress=False)
+    assert not dist.is_initialized()
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_network(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "team.safetensors"
@@ -400,6 +569,7 @@ def test_two_processes_train_one_network(folder: Path, tmp_path: Path) -> None:
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "uturn"),
         *("train", "--data", f"folder:{folder}", "--arch", "glyph_net", "--epochs", "8"),
         *("--batch-size", "16", "--lr", "2e-3", "--device", "cpu", "--out", str(out), "--quiet"),
+        *("--look", "2"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(line, check=True, env=environment, capture_output=True)

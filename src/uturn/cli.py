@@ -462,7 +462,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
     "--arch",
     required=True,
     help="Architecture with its options, such as ft_net:backbone=mobilenet_v2 (see `uturn list "
-    "victims`).",
+    "victims`), or timm:MODEL.",
 )
 @click.option(
     "--out",

@@ -5,28 +5,33 @@ All that happens in an epoch follows from (seed, epoch) and from what the epoch 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from uturn import specs
 from uturn.data.catalog import load_data
 from uturn.data.pictures import IntArray, Pictures
 from uturn.data.split import Split
-from uturn.errors import ArgumentError, CheckpointError
+from uturn.errors import ArgumentError, CheckpointError, DataError
 from uturn.parallel import threaded
 from uturn.progress import bar, say
 from uturn.retrieval.evaluate import evaluate
+from uturn.retrieval.system import require_matches
 from uturn.rng import generator
 from uturn.train.adversarial import RISING, Budget, Mixed, load_adversary
 from uturn.train.augment import load_augmentation
@@ -34,7 +39,8 @@ from uturn.train.batches import load_sampler
 from uturn.train.losses import Loss, Shape, load_loss
 from uturn.train.recipe import Recipe
 from uturn.victims import checkpoints, zoo
-from uturn.victims.load import load_victim
+from uturn.victims.blank import blank
+from uturn.victims.load import ADAPTERS, load_victim
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim, to_pixels
 
@@ -76,19 +82,24 @@ def train(recipe: Recipe, out: Path, *, look: int = 0, progress: bool = True) ->
     batch.
 
     Raises:
-        ArgumentError: the data set has no training pictures, or too few. CheckpointError: ``out``
-        cannot be written, was trained otherwise, or the start's weights do not fit.
+        ArgumentError: the data set has no training pictures, or too few. DataError: none of its
+        queries has a relevant picture. CheckpointError: ``out`` cannot be written, was trained
+        otherwise, or the start's weights do not fit.
     """
-    checkpoints.require_writable(out)
+    team = _Team.join(recipe.device)
+    if team.leads:  # who alone writes
+        checkpoints.require_writable(out)
     finished = _finished(recipe, out)
     if finished:
+        team.part()
         return finished
-    team = _Team.join()
     split = load_data(recipe.data)
     if split.train is None:
         raise ArgumentError(f"{recipe.data} has no training pictures")
+    require_matches(split)  # what would stop the last evaluation
     run = _Run.begin(recipe, out, split, split.train, team)
     for epoch in range(len(run.history), recipe.epochs):
+        team.wait()  # for one that still reads pictures, or looks
         run.epoch(epoch, show=progress and team.leads)
         if team.leads:
             if look and (epoch + 1) % look == 0 and epoch + 1 < recipe.epochs:
@@ -98,6 +109,7 @@ def train(recipe: Recipe, out: Path, *, look: int = 0, progress: bool = True) ->
     trained = Trained(json.loads(json.dumps(team.hear(values))), run.history)
     if team.leads:
         run.finish(trained)
+    team.part()  # not where an error ends it: the others are in the middle of a step
     return trained
 
 
@@ -142,14 +154,40 @@ class _Team:
 
     rank: int
     size: int
+    local: int = 0
+    """The rank among the processes of this machine."""
+    talk: dist.ProcessGroup | None = None
+    """For words, and for waiting hours for the leader's: gradients' group gives up sooner."""
 
     @classmethod
-    def join(cls) -> _Team:
+    def join(cls, device: str) -> _Team:
+        """Meet the processes that torchrun started; without it, be alone.
+
+        Raises:
+            ArgumentError: there are fewer GPUs here than processes.
+        """
         if not dist.is_torchelastic_launched():
             return cls(0, 1)
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        return cls(dist.get_rank(), dist.get_world_size())
+        local = int(os.environ["LOCAL_RANK"])
+        mine = own_device(device, local)
+        if mine.type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise ArgumentError(
+                    f"process {local} finds {torch.cuda.device_count()} GPUs here; start one "
+                    "process per GPU (torchrun --nproc-per-node)"
+                )
+            torch.cuda.set_device(mine)
+        store, rank, size = next(iter(rendezvous("env://")))
+        # What a group before this one left in torchrun's store would be taken for this one's.
+        own = PrefixStore(f"uturn train {next(_MEETINGS)}", store)
+        dist.init_process_group(backend(device), store=own, rank=rank, world_size=size)
+        talk = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        return cls(rank, size, local, talk)
+
+    def part(self) -> None:
+        """Leave the group, which no process trains with any more."""
+        if self.talk is not None:
+            dist.destroy_process_group()
 
     @property
     def leads(self) -> bool:
@@ -160,20 +198,51 @@ class _Team:
         return np.array_split(batch, self.size)[self.rank]
 
     def device(self, name: str) -> torch.device:
-        return torch.device(name if self.size == 1 or name == "cpu" else f"cuda:{self.rank}")
+        return torch.device(name) if self.talk is None else own_device(name, self.local)
+
+    def wait(self) -> None:
+        """Until all of the team are here."""
+        if self.talk is not None:
+            dist.barrier(self.talk)
 
     def hear(self, value: dict[str, Any]) -> dict[str, Any]:
         """What the leader says."""
-        if self.size == 1:
+        if self.talk is None:
             return value
         said = [value]
-        dist.broadcast_object_list(said)
+        dist.broadcast_object_list(said, group=self.talk)
         return said[0]
 
     def wrap(self, pupil: nn.Module) -> nn.Module:
         if self.size == 1:
             return pupil
         return nn.parallel.DistributedDataParallel(pupil)
+
+
+def own_device(name: str, local: int) -> torch.device:
+    """The device of process ``local`` on its machine, where all train on such devices.
+
+    >>> own_device("cuda", 1), own_device("cuda:0", 1), own_device("cpu", 1)
+    (device(type='cuda', index=1), device(type='cuda', index=1), device(type='cpu'))
+    """
+    named = torch.device(name)
+    return torch.device("cuda", local) if named.type == "cuda" else named
+
+
+_MEETINGS = itertools.count()
+"""Numbers the trainings of this process that had a team."""
+
+_PATIENCE = timedelta(days=7)
+"""How long the others wait for the leader, who evaluates alone."""
+
+
+def backend(device: str) -> Literal["nccl", "gloo"]:
+    """What carries gradients between processes that train on such devices.
+
+    >>> backend("cuda"), backend("cuda:1"), backend("cpu")
+    ('nccl', 'nccl', 'gloo')
+    """
+    return "nccl" if torch.device(device).type == "cuda" else "gloo"
 
 
 Term = Callable[[Tensor], Tensor]
@@ -185,16 +254,20 @@ class Pupil(nn.Module):
     """The network with all that is trained beside it: uint8 images and classes → the loss."""
 
     def __init__(
-        self, network: nn.Module, losses: Sequence[Loss], preprocessing: Preprocessing
+        self,
+        network: nn.Module,
+        losses: Sequence[Loss],
+        preprocessing: Preprocessing,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         super().__init__()
         self.network, self.losses = network, nn.ModuleList(losses)
-        self.preprocessing = preprocessing
+        self.preprocessing, self.layout = preprocessing, layout
 
     def features(self, images: Tensor) -> Tensor:
         """Raw features ``(B, P, D)``."""
         inputs = self.preprocessing.normalise(to_pixels(images))
-        features: Tensor = self.network(inputs.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.network(inputs.contiguous(memory_format=self.layout))
         return features[:, None] if features.ndim == 2 else features
 
     def forward(self, images: Tensor, classes: Tensor, term: Term | None = None) -> Tensor:
@@ -231,6 +304,8 @@ class _Run:
     shared: nn.Module
     """The pupil as the team trains it."""
     card: checkpoints.Card
+    head: str
+    """What the keys of the head begin with in the checkpoint."""
     images: _Images
     classes: Tensor
     optimiser: torch.optim.Optimizer
@@ -242,21 +317,19 @@ class _Run:
     def begin(
         cls, recipe: Recipe, out: Path, split: Split, pictures: Pictures, team: _Team
     ) -> _Run:
-        spec = specs.Spec.parse(recipe.arch)
-        chosen = zoo.architecture(spec.name)
         torch.manual_seed(recipe.seed)
-        network = zoo.empty(spec)
+        chosen = blank(recipe.arch)
+        network, preprocessing = chosen.network, chosen.preprocessing
         started = _start(network, recipe.weights) if recipe.weights else frozenset()
-        preprocessing = chosen.preprocessing
         if recipe.size is not None:
             preprocessing = replace(preprocessing, size=recipe.size, fit="stretch", crop_from=None)
         names, classes = np.unique(pictures.identities, return_inverse=True)
-        parts, features = _shape(network, preprocessing)
+        parts, features = _shape(network, preprocessing, recipe.arch)
         shape = Shape(parts, features, len(names))
         losses = [load_loss(one, shape) for one in recipe.loss]
         device = team.device(recipe.device)
-        pupil = Pupil(network, losses, preprocessing)
-        pupil.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pupil = Pupil(network, losses, preprocessing, chosen.layout)
+        pupil.to(device=device, memory_format=chosen.layout)  # type: ignore[call-overload]
         optimiser = _optimiser(recipe, pupil, started)
         steps = recipe.epochs * _batches_per_epoch(recipe, classes)
         card = checkpoints.Card(preprocessing, "cosine", recipe.arch)
@@ -268,6 +341,7 @@ class _Run:
             pupil=pupil,
             shared=team.wrap(pupil),
             card=card,
+            head=chosen.head,
             images=_Images(preprocessing, pictures),
             classes=torch.from_numpy(classes),
             optimiser=optimiser,
@@ -336,9 +410,13 @@ class _Run:
             part.subset(np.flatnonzero(np.isin(part.identities, some)))
             for part in (split.query, split.gallery)
         )
-        values = evaluate(
-            self.victim(), replace(split, query=query, gallery=gallery), progress=False
-        )
+        early = replace(split, query=query, gallery=gallery)
+        try:
+            require_matches(early)
+        except DataError as error:
+            say(f"epoch {len(self.history)}: no early look, {error}", show=progress)
+            return {}
+        values = evaluate(self.victim(), early, progress=False)
         found = {f"early {key}": values[key] for key in ("recall@1", "map (plain)")}
         said = ", ".join(f"{key} {value:.4f}" for key, value in found.items())
         say(f"epoch {len(self.history)}: {said}", show=progress)
@@ -380,7 +458,7 @@ class _Run:
         tensors = dict(self.pupil.network.state_dict())
         head = self.pupil.head()
         if head is not None:
-            tensors |= {f"{_head_prefix(self.recipe)}{k}": t for k, t in head.state_dict().items()}
+            tensors |= {f"{self.head}{k}": t for k, t in head.state_dict().items()}
         told = {
             "recipe": self.recipe.as_dict(),
             "values": trained.values,
@@ -401,26 +479,33 @@ def frozen(pupil: Pupil, card: checkpoints.Card, name: str) -> Victim:
         similarity=card.similarity,
         classifier=None if head is None else deepcopy(head),
         device=next(pupil.parameters()).device,
-        layout=torch.channels_last,
+        layout=pupil.layout,
     )
 
 
-def _head_prefix(recipe: Recipe) -> str:
-    return zoo.architecture(specs.Spec.parse(recipe.arch).name).heads[-1]
+def _shape(network: nn.Module, preprocessing: Preprocessing, name: str) -> tuple[int, int]:
+    """Parts and dimensions of a network's features.
 
-
-def _shape(network: nn.Module, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Parts and dimensions of a network's features."""
+    Raises:
+        ArgumentError: it does not take pictures of this size.
+    """
+    height, width = preprocessing.size
     network.eval()
-    with torch.no_grad():
-        found = network(torch.zeros(2, 3, *preprocessing.size))
+    try:
+        with torch.no_grad():
+            found = network(torch.zeros(2, 3, height, width))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ArgumentError(
+            f"{name} does not take pictures of {height}×{width} ({error}); choose another --size"
+        ) from error
     return (1, found.shape[1]) if found.ndim == 2 else (found.shape[1], found.shape[2])
 
 
 def _start(network: nn.Module, weights: str) -> frozenset[str]:
     """Fill the network from a file, or from another victim, which may download its own."""
     path = Path(weights).expanduser()
-    if ":" in weights and not path.exists():
+    named = ":" in weights or weights in zoo.ZOO or weights in ADAPTERS
+    if named and not path.is_file():
         tensors = load_victim(weights).network.state_dict()
     else:
         checkpoint = checkpoints.read(path)

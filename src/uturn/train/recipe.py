@@ -27,10 +27,11 @@ class Recipe:
 
     data: str
     arch: str
-    """The spec of an architecture, such as ``ft_net:backbone=mobilenet_v2``, without weights."""
+    """The spec of an architecture without weights, such as ``ft_net:backbone=mobilenet_v2`` or
+    ``timm:resnet50``."""
     weights: str | None = None
-    """Start from this file, or from this victim (``timm:resnet50,pretrained=yes``): the network's
-    own weights, or its backbone's. None is random."""
+    """Start from this file, or from this victim (``glyph_net``, ``timm:resnet50,pretrained=yes``):
+    the network's own weights, or its backbone's. None is random."""
     size: tuple[int, int] | None = None
     """(H, W) of the pictures; None is the architecture's."""
     loss: tuple[str, ...] = ("identity",)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uturn.errors import CheckpointError
+from uturn.victims.checkpoints import Checkpoint
 
 
 @final
@@ -83,3 +84,18 @@ def shaped_like(tensors: Mapping[str, Tensor]) -> nn.Module:
     if "scale" in tensors:
         return CosineClassifier(features, classes)
     return nn.Linear(features, classes, bias="bias" in tensors)
+
+
+def restored(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    """The head that these tensors of a checkpoint fill, by the head's own keys; None of none.
+
+    Raises:
+        CheckpointError: they are no head.
+    """
+    if not tensors:
+        return None
+    with torch.device("meta"):  # two small tensors can claim a head of terabytes
+        checkpoint.require_fit(shaped_like(tensors), tensors)
+    head = shaped_like(tensors)
+    checkpoint.load_into(head, tensors)
+    return head

@@ -17,7 +17,7 @@ from uturn.victims import checkpoints
 from uturn.victims.backbones import densenet, gem, mobilenet, reid, resnet, wide_resnet
 from uturn.victims.backbones.cifar import CifarResNet
 from uturn.victims.backbones.osnet import OSNet
-from uturn.victims.classifiers import shaped_like
+from uturn.victims.classifiers import restored
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim
 
@@ -282,13 +282,7 @@ def _fill(
             f"{' and '.join(fitting)}: write {fitting[0]}:weights=PATH"
         )
     checkpoint.load_into(network, body)
-    if not head:
-        return None
-    with torch.device("meta"):  # two small tensors can claim a head of terabytes
-        checkpoint.require_fit(shaped_like(head), head)
-    classifier = shaped_like(head)
-    checkpoint.load_into(classifier, head)
-    return classifier
+    return restored(checkpoint, head)
 
 
 def _divide(
