@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from uturn.errors import SpecError
-from uturn.victims import zoo
 
 _Value = TypeVar("_Value")
 
 VICTIMS = "victims"
 """Stands in a spec for the folder of the victims that an experiment trains."""
-SHIPPED = "shipped"
-"""Stands in a spec for the folder of the weights in the package."""
-GIVEN = frozenset((VICTIMS, SHIPPED))
+GIVEN = frozenset((VICTIMS,))
 """Names that need nothing from anybody."""
 
 
@@ -146,7 +143,7 @@ class Place:
         return replace(value, **{key: self._fill(each, paths) for key, each in given.items()})
 
     def _paths(self, names: frozenset[str]) -> dict[str, str]:
-        known = {VICTIMS: str(self.victims), SHIPPED: str(zoo.SHIPPED)}
+        known = {VICTIMS: str(self.victims)}
         for name in sorted(names - known.keys()):
             if name not in NEEDS:
                 raise SpecError(f"unknown {{{name}}}; known: {', '.join([*known, *NEEDS])}")

@@ -107,7 +107,7 @@ def _letters(preset: Preset) -> tuple[Step, ...]:
     recipe = Recipe(
         data="glyphs",
         arch="glyph_net",
-        weights="{shipped}/glyph_net.safetensors",
+        weights="glyph_net",
         epochs=4 if preset == "cpu" else 12,
         lr=2e-3,
         warm_up=0.2,
