@@ -172,12 +172,13 @@ def test_nothing_is_done_twice_and_other_settings_are_refused(
         for path in (finished / folder).rglob("*")
         if path.is_file()
     }
-    times = (finished / "times.json").read_text()
+    times = {path: path.read_text() for path in (finished / "times").iterdir()}
+    assert len(times) == 2
     (again,), said = told(finished, data_root, TINY)
     assert again.state == "done"
     assert "[1/" not in said
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert times == (finished / "times.json").read_text()
+    assert times == {path: path.read_text() for path in (finished / "times").iterdir()}
     other = replace(TINY, presets={"tiny": (replace_lr(LEARNED), ATTACKED)})
     (refused,), said = told(finished, data_root, other)
     assert refused.state == "failed"
@@ -339,13 +340,12 @@ def test_figures_are_drawn_from_run_folders(finished: Path, tmp_path: Path) -> N
 
 
 def test_times_are_added_over_sittings(tmp_path: Path) -> None:
-    file = tmp_path / "times.json"
-    clock = machine.Clock(file, "m")
+    clock = machine.Clock(tmp_path, "m")
     with pytest.raises(KeyboardInterrupt), clock.sitting("a"):
         raise KeyboardInterrupt
     with clock.sitting("a"):
         time.sleep(0.15)
-    again = machine.Clock(file, "n")
+    again = machine.Clock(tmp_path, "n")
     assert again.time("a") == clock.time("a")
     assert clock.time("a").seconds >= 0.1
     assert str(again.time("a")).endswith("in 2 sittings")
@@ -354,23 +354,31 @@ def test_times_are_added_over_sittings(tmp_path: Path) -> None:
     with again.sitting("a"):  # it was finished; its product is gone, so it counts anew
         pass
     assert str(again.time("a")) == "0 s"
-    file.write_text("[")
+    (tmp_path / "a.json").write_text("[")
     with pytest.raises(UturnError, match="damaged"):
-        machine.Clock(file, "m")
+        again.time("a")
+
+
+def test_two_programs_keep_the_times_of_their_own_steps(tmp_path: Path) -> None:
+    one, other = machine.Clock(tmp_path, "m"), machine.Clock(tmp_path, "n")
+    with one.sitting("train a"):
+        with other.sitting("train b"):
+            time.sleep(0.02)
+        assert other.time("train b") == one.time("train b")
+    assert one.machines(["train a", "train b"]) == ["m", "n"]
 
 
 def test_a_killed_sitting_has_counted_up_to_its_last_beat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "BEAT", 0.02)
-    file = tmp_path / "times.json"
-    clock = machine.Clock(file, "m")
+    clock = machine.Clock(tmp_path, "m")
     with clock.sitting("a"):
         deadline = time.monotonic() + 10
-        while (counted := json.loads(file.read_text())["a"][0]["seconds"]) < 0.1:
+        while (counted := read_json(tmp_path / "a.json")["sittings"][0]["seconds"]) < 0.1:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        killed = machine.Clock(file, "m").time("a")
+        killed = machine.Clock(tmp_path, "m").time("a")
     assert killed is not None
     assert killed.killed == 1
     assert killed.seconds >= counted

@@ -87,30 +87,31 @@ class Time:
 
 
 @final
+@dataclass(frozen=True)
 class Clock:
-    """Wall time per step, kept in a file and brought up to date every `BEAT` seconds.
+    """Wall time per step, kept in a file for each and brought up to date every `BEAT` seconds.
 
-    Raises:
-        RunFolderError: the file is damaged.
+    Programs that work on different steps of one folder do not disturb each other.
     """
 
-    def __init__(self, file: Path, on: str) -> None:
-        self.file, self.on = file, on
-        self.steps: dict[str, list[dict[str, Any]]] = read_json(file) if file.exists() else {}
+    folder: Path
+    on: str
+    """The machine."""
 
     @contextmanager
     def sitting(self, step: str) -> Iterator[None]:
         """Time what is done inside, also where it is stopped by an exception or a kill."""
-        if any(sitting.get("finished") for sitting in self.steps.get(step, [])):
-            self.steps[step] = []  # its product was removed: it is done again
+        before = self._sittings(step)
+        if any(sitting.get("finished") for sitting in before):
+            before = []  # its product was removed: it is done again
         begun = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         sitting: dict[str, Any] = {"started": begun, "machine": self.on, "seconds": 0.0}
-        self.steps.setdefault(step, []).append(sitting)
         start, over = time.monotonic(), threading.Event()
 
         def tick() -> None:
             sitting["seconds"] = round(time.monotonic() - start, 1)
-            write_whole(self.file, json.dumps(self.steps, indent=1) + "\n")
+            told = {"step": step, "sittings": [*before, sitting]}
+            write_whole(self._file(step), json.dumps(told, indent=1) + "\n")
 
         def beat() -> None:
             while not over.wait(BEAT):
@@ -131,19 +132,31 @@ class Clock:
             tick()
 
     def time(self, step: str) -> Time | None:
-        """What was counted for a step so far; None if it was never begun."""
-        sittings = self.steps.get(step)
+        """What was counted for a step so far; None if it was never begun.
+
+        Raises:
+            RunFolderError: its file is damaged.
+        """
+        sittings = self._sittings(step)
         if not sittings:
             return None
         return Time(
-            sum(sitting["seconds"] or 0.0 for sitting in sittings),
+            sum(sitting["seconds"] for sitting in sittings),
             len(sittings),
             sum("finished" not in sitting for sitting in sittings),
         )
 
     def machines(self, steps: Iterable[str]) -> list[str]:
         """What steps were done on, each once."""
-        return list(dict.fromkeys(s["machine"] for step in steps for s in self.steps.get(step, [])))
+        return list(dict.fromkeys(s["machine"] for step in steps for s in self._sittings(step)))
+
+    def _sittings(self, step: str) -> list[dict[str, Any]]:
+        file = self._file(step)
+        found: list[dict[str, Any]] = read_json(file)["sittings"] if file.exists() else []
+        return found
+
+    def _file(self, step: str) -> Path:
+        return self.folder / f"{step.replace(' ', '_')}.json"
 
 
 def duration(seconds: float) -> str:

@@ -108,6 +108,11 @@ class Place:
         return self.out / "figures"
 
     @property
+    def times(self) -> Path:
+        """Of how long every step took."""
+        return self.out / "times"
+
+    @property
     def results(self) -> Path:
         """Of the results pages."""
         return self.out / "results"

@@ -40,7 +40,7 @@ def reproduce(
     What needs data that are not there is skipped, what fails is told, and the rest goes on.
     Steps that experiments share are done once.
     """
-    clock = Clock(place.out / "times.json", machine(place.device))
+    clock = Clock(place.times, machine(place.device))
     sitting = _Sitting(experiments, preset, place, clock, say, progress)
     return [sitting.do(experiment) for experiment in experiments]
 
@@ -82,7 +82,7 @@ def missing(experiment: Experiment, preset: str, place: Place) -> list[str]:
 
 def keep_times(experiments: Sequence[Experiment], preset: str, place: Place) -> None:
     """Keep how long finished steps took, for the plans of those who come after (`record`)."""
-    clock = Clock(place.out / "times.json", machine(place.device))
+    clock = Clock(place.times, machine(place.device))
     steps = {s.key: s for experiment in experiments for s in experiment.presets[preset]}
     times = {k: page.spent(s, place, clock) for k, s in steps.items() if _done(s, place)}
     minutes = {key: round(time.seconds / 60, 1) for key, time in times.items() if time}
