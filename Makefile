@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 PRESET ?= cpu
 
-.PHONY: demo test check reproduce weights clean
+.PHONY: demo test check reproduce timings weights clean
 
 demo: $(VENV)/.core  ## The main job on the embedded default.
 	$(BIN)/uturn demo
@@ -23,6 +23,9 @@ reproduce: $(VENV)/.train  ## Every experiment of the paper; PRESET=cpu, gpu or 
 	$(BIN)/uturn reproduce all --preset $(PRESET)
 
 # Not onto the shipped file, which uturn train would take for somebody else's, or for finished.
+timings: $(VENV)/.train  ## Keep how long the steps of `make reproduce` took, for others' plans.
+	$(BIN)/python -c "from uturn.reproduce.run import keep_all_times as keep; keep('$(PRESET)')"
+
 weights: $(VENV)/.core  ## Train the shipped glyph weights anew (5 minutes on 2 cores).
 	$(BIN)/uturn train --data glyphs --arch glyph_net --augment shift,recolour --device cpu \
 		--out $(VENV)/glyph_net.safetensors

@@ -5,11 +5,13 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, final
 
 from uturn.errors import UturnError
 from uturn.reproduce import page
 from uturn.reproduce.experiment import Experiment
+from uturn.reproduce.experiments import EXPERIMENTS
 from uturn.reproduce.machine import Clock, duration, expected, machine, record
 from uturn.reproduce.place import Place
 from uturn.reproduce.steps import Draw, Step
@@ -87,6 +89,12 @@ def keep_times(experiments: Sequence[Experiment], preset: str, place: Place) -> 
     times = {k: page.spent(s, place, clock) for k, s in steps.items() if _done(s, place)}
     minutes = {key: round(time.seconds / 60, 1) for key, time in times.items() if time}
     record(preset, "; ".join(clock.machines(minutes)), minutes)
+
+
+def keep_all_times(preset: str, out: Path | None = None) -> None:
+    """`keep_times` of every experiment, from the folder that `uturn reproduce` writes to."""
+    place = Place(out=out or Path("reproduced") / preset, data_root=Path("data"))
+    keep_times(list(EXPERIMENTS.values()), preset, place)
 
 
 def _done(step: Step, place: Place) -> bool:
