@@ -23,6 +23,9 @@ Picture = npt.NDArray[np.uint8]
 
 _TRUE, _FALSE = "#0072b2", "#d55e00"
 
+PHOTOGRAPHS = 150
+"""Dots per inch of figures full of pictures, which have few pixels themselves."""
+
 
 @final
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def rank_list(
                 _show(axes, _picture(run, "thumbnails", item["name"]))
                 _frame(axes, item["relevant"])
                 axes.set_title(str(place + 1) if line == 0 else "")
-        return plates.save(figure, stem)
+        return plates.save(figure, stem, dpi=PHOTOGRAPHS)
 
 
 def _frame(axes: Axes, right: bool) -> None:
@@ -217,7 +220,7 @@ def perturbation(
             axes = figure.add_subplot(2, len(levels) + 1, len(levels) + 1 + column)
             _show(axes, np.clip(127.5 + change * 127.5 / one, 0, 255).astype(np.uint8))
             axes.set_xlabel(f"change × {127.5 / one:.3g}", fontsize=7)
-        return plates.save(figure, stem)
+        return plates.save(figure, stem, dpi=PHOTOGRAPHS)
 
 
 # -- run folders ---------------------------------------------------------------------------------

@@ -80,8 +80,13 @@ def sheet(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: Path, formats: Sequence[Format] = ("svg", "png")) -> list[Path]:
-    """Write ``stem.svg`` and so on without dates; return the files."""
+def save(
+    figure: Figure, stem: Path, formats: Sequence[Format] = ("svg", "png"), dpi: int = DPI
+) -> list[Path]:
+    """Write ``stem.svg`` and so on without dates; return the files.
+
+    ``dpi`` counts for PNGs, and for the pictures within the other kinds.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
     undated = {
         "svg": {"Date": None, "Creator": "uturn"},
@@ -90,7 +95,7 @@ def save(figure: Figure, stem: Path, formats: Sequence[Format] = ("svg", "png"))
     }
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in formats]
     for file, kind in zip(files, formats, strict=True):
-        figure.savefig(file, format=kind, dpi=DPI, metadata=undated[kind])
+        figure.savefig(file, format=kind, dpi=dpi, metadata=undated[kind])
     return files
 
 
