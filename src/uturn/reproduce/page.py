@@ -66,7 +66,7 @@ def _steps(experiment: Experiment, preset: str, place: Place, clock: Clock) -> s
     times = {step.key: spent(step, place, clock) for step in steps}
     lines = [[step.key, str(times[step.key] or "–"), step.setting] for step in steps]
     total = sum((time for time in times.values() if time), Time())
-    machines = clock.machines(step.key for step in steps)
+    machines = clock.machines(step.key for step in steps) or ["a machine that was not noted"]
     return f"On {'; '.join(machines)}: {total}.\n\n" + markdown(["step", "time", "what"], lines)
 
 
