@@ -42,7 +42,8 @@ from uturn.reproduce.steps import Check, Draw, Figure, Sweep, Train
 from uturn.sweep import Plan
 from uturn.train.recipe import Recipe
 
-REFERENCE = Path("/work/shared/reference/uturn_paper.json")
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "uturn_paper.json"
+"""Beside the checkout, where there is one."""
 DATA = "market1501:{market1501}"
 LEARNED = Train(
     "learned",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, final
 
@@ -169,10 +169,7 @@ class AtMost:
     bound: float
 
     def __call__(self, tables: Tables) -> Verdict:
-        found = self.cell.of(tables)
-        if found is None:
-            return Verdict(None, f"{self.cell} is not there")
-        return Verdict(found <= self.bound, f"{self.cell}: {found:.4f}")
+        return _compared(tables, lambda found: found <= self.bound, self.cell)
 
 
 @final
@@ -184,10 +181,7 @@ class AtLeast:
     bound: float
 
     def __call__(self, tables: Tables) -> Verdict:
-        found = self.cell.of(tables)
-        if found is None:
-            return Verdict(None, f"{self.cell} is not there")
-        return Verdict(found >= self.bound, f"{self.cell}: {found:.4f}")
+        return _compared(tables, lambda found: found >= self.bound, self.cell)
 
 
 @final
@@ -201,16 +195,13 @@ class Below:
     apart: Literal["values", "intervals"] = "values"
 
     def __call__(self, tables: Tables) -> Verdict:
-        low, high = self.lower.of(tables), self.upper.of(tables)
-        if low is None or high is None:
-            return Verdict(None, f"{self.lower if low is None else self.upper} is not there")
-        evidence = f"{self.lower}: {low:.4f}; {self.upper}: {high:.4f}"
-        if self.apart == "values":
-            return Verdict(low + self.by < high, evidence)
+        verdict = _compared(tables, lambda low, high: low + self.by < high, self.lower, self.upper)
+        if self.apart == "values" or verdict.holds is None:
+            return verdict
         ends, others = self.lower.interval(tables), self.upper.interval(tables)
         if ends is None or others is None:
-            return Verdict(None, f"{evidence}; an interval is not there")
-        evidence += f"; 95 % up to {ends[1]:.4f} and from {others[0]:.4f}"
+            return Verdict(None, f"{verdict.evidence}; an interval is not there")
+        evidence = f"{verdict.evidence}; 95 % up to {ends[1]:.4f} and from {others[0]:.4f}"
         return Verdict(ends[1] + self.by < others[0], evidence)
 
 
@@ -224,8 +215,20 @@ class Within:
     by: float
 
     def __call__(self, tables: Tables) -> Verdict:
-        one, other = self.first.of(tables), self.second.of(tables)
-        if one is None or other is None:
-            return Verdict(None, f"{self.first if one is None else self.second} is not there")
-        evidence = f"{self.first}: {one:.4f}; {self.second}: {other:.4f}"
-        return Verdict(abs(one - other) <= self.by, evidence)
+        return _compared(
+            tables, lambda one, other: abs(one - other) <= self.by, self.first, self.second
+        )
+
+
+def _compared(tables: Tables, holds: Callable[..., bool], *numbers: Number) -> Verdict:
+    """Whether ``holds`` of the numbers, unless one of them was not measured."""
+    found = list[float]()
+    for number in numbers:
+        measured = number.of(tables)
+        if measured is None:
+            return Verdict(None, f"{number} is not there")
+        found.append(measured)
+    evidence = "; ".join(
+        f"{number}: {measured:.4f}" for number, measured in zip(numbers, found, strict=True)
+    )
+    return Verdict(holds(*found), evidence)

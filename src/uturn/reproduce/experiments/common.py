@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from uturn.reproduce.claims import Below, Cell, Claim, Lowest
+from uturn.sweep import Plan
 
 PAPER = ("fast", "basic", "least_likely", "odfa")
 """The attacks of the paper's main tables."""
@@ -26,6 +27,20 @@ START = (
 STRONGER = (
     "`uturn` is this project's, with the same number of gradients; the paper has no row for it."
 )
+
+
+def curve_plan(victim: str, data: str, queries: int | None, convention: str = "plain") -> Plan:
+    """The paper's attacks and ours at every ε; None is all queries."""
+    return Plan(
+        victim=victim,
+        data=data,
+        attacks=ATTACKS,
+        eps=EPS,
+        queries=queries,
+        seed=1,
+        convention=convention,
+        batch_size=50,
+    )
 
 
 def sampled(queries: int, of: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from uturn.reproduce import checks, draw
 from uturn.reproduce.claims import AtMost, Below, Cell, Claim, Fact, Within
 from uturn.reproduce.experiment import Experiment, Preset, Table
-from uturn.reproduce.experiments.common import ATTACKS, EPS, TRAPEZOID, sampled
+from uturn.reproduce.experiments.common import TRAPEZOID, curve_plan, sampled
 from uturn.reproduce.experiments.victims import BASELINE, MARKET
 from uturn.reproduce.steps import Check, Draw, Step, Sweep, Train
 from uturn.sweep import Plan
@@ -112,17 +112,9 @@ def _letters(preset: Preset) -> tuple[Step, ...]:
         lr=2e-3,
         warm_up=0.2,
     )
-    curves = Plan(
-        victim="glyph_net",
-        data="glyphs",
-        attacks=ATTACKS,
-        eps=EPS,
-        queries=300 if preset == "cpu" else None,
-        seed=1,
-        batch_size=50,
-    )
-    judged = replace(curves, attacks=LONG, eps=JUDGED, queries=150 if preset == "cpu" else 1000)
-    return _pair("glyphs", recipe, "uturn:steps=2", 8, curves=curves, judged=judged)
+    plan = curve_plan("glyph_net", "glyphs", 300 if preset == "cpu" else None)
+    judged = replace(plan, attacks=LONG, eps=JUDGED, queries=150 if preset == "cpu" else 1000)
+    return _pair("glyphs", recipe, "uturn:steps=2", 8, curves=plan, judged=judged)
 
 
 DEFENCE_GLYPHS = Experiment(
@@ -151,19 +143,10 @@ def _persons(preset: Preset) -> tuple[Step, ...]:
         epochs={"cpu": 6, "gpu": 12, "paper": 20}[preset],
         lr=baseline.recipe.lr / 2,
     )
-    curves = Plan(
-        victim=baseline.spec,
-        data=MARKET,
-        attacks=ATTACKS,
-        eps=EPS,
-        queries={"cpu": 300}.get(preset),
-        seed=1,
-        convention="trapezoid",
-        batch_size=50,
-    )
-    judged = replace(curves, attacks=LONG, eps=JUDGED, queries=60 if preset == "cpu" else 500)
+    plan = curve_plan(baseline.spec, MARKET, 300 if preset == "cpu" else None, "trapezoid")
+    judged = replace(plan, attacks=LONG, eps=JUDGED, queries=60 if preset == "cpu" else 500)
     adversary = "odfa" if preset == "paper" else "uturn:steps=2"
-    steps = _pair("market1501", recipe, adversary, 8, curves=curves, judged=judged)
+    steps = _pair("market1501", recipe, adversary, 8, curves=plan, judged=judged)
     return (baseline, *steps)
 
 

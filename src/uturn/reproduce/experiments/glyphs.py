@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from uturn.reproduce import draw
 from uturn.reproduce.experiment import PRESETS, Experiment, Preset, Table
-from uturn.reproduce.experiments.common import ATTACKS, EPS, PROTOCOL, START, STRONGER, ordering
+from uturn.reproduce.experiments.common import PROTOCOL, START, STRONGER, curve_plan, ordering
 from uturn.reproduce.steps import Draw, Sweep
-from uturn.sweep import Plan
 
 
 def glyphs(preset: Preset) -> Sweep:
     """The sweep on the shipped network."""
-    plan = Plan(
-        victim="glyph_net",
-        data="glyphs",
-        attacks=ATTACKS,
-        eps=EPS,
-        queries=500 if preset == "cpu" else None,
-        seed=1,
-        batch_size=50 if preset == "cpu" else 256,
-    )
-    return Sweep("glyphs", plan)
+    plan = curve_plan("glyph_net", "glyphs", 500 if preset == "cpu" else None)
+    return Sweep("glyphs", plan if preset == "cpu" else replace(plan, batch_size=256))
 
 
 GLYPHS = Experiment(

@@ -6,13 +6,12 @@ from uturn.reproduce import draw
 from uturn.reproduce.claims import Below, Cell, Claim
 from uturn.reproduce.experiment import Beside, Experiment, Line, Preset, Table
 from uturn.reproduce.experiments.common import (
-    ATTACKS,
-    EPS,
     LARGEST,
     PROTOCOL,
     START,
     STRONGER,
     TRAPEZOID,
+    curve_plan,
     ordering,
     sampled,
 )
@@ -24,16 +23,8 @@ from uturn.sweep import Plan
 def _steps(
     preset: Preset, victim: Train, convention: str, queries: int, drawn: Drawing
 ) -> tuple[Step, ...]:
-    plan = Plan(
-        victim=victim.spec,
-        data=victim.recipe.data,
-        attacks=ATTACKS,
-        eps=EPS,
-        queries=queries if preset == "cpu" else None,
-        seed=1,
-        convention=convention,
-        batch_size=50,
-    )
+    asked = queries if preset == "cpu" else None
+    plan = curve_plan(victim.spec, victim.recipe.data, asked, convention)
     sweep = Sweep(victim.name, plan)
     return victim, sweep, Draw(victim.name, (sweep,), drawn)
 

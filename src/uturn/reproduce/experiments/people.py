@@ -6,13 +6,13 @@ from uturn.reproduce import draw
 from uturn.reproduce.claims import AtLeast, AtMost, Below, Cell, Claim, Fact
 from uturn.reproduce.experiment import PRESETS, Experiment, Preset, Table
 from uturn.reproduce.experiments.common import (
-    ATTACKS,
     EPS,
     LARGEST,
     PAPER,
     START,
     STRONGER,
     TRAPEZOID,
+    curve_plan,
     ordering,
     sampled,
 )
@@ -22,16 +22,7 @@ from uturn.sweep import Plan
 
 
 def _steps(preset: Preset, victim: Train) -> tuple[Step, ...]:
-    plan = Plan(
-        victim=victim.spec,
-        data=MARKET,
-        attacks=ATTACKS,
-        eps=EPS,
-        queries={"cpu": 400}.get(preset),
-        seed=1,
-        convention="trapezoid",
-        batch_size=50,
-    )
+    plan = curve_plan(victim.spec, MARKET, 400 if preset == "cpu" else None, "trapezoid")
     sweep = Sweep(victim.name, plan)
     return victim, sweep, Draw(victim.name, (sweep,), draw.curves)
 
@@ -42,7 +33,7 @@ def _paper_mode(preset: Preset, victim: Train) -> Sweep:
         data=MARKET,
         attacks=PAPER,
         eps=EPS,
-        queries={"cpu": 200}.get(preset),
+        queries=200 if preset == "cpu" else None,
         mode="paper",
         seed=1,
         batch_size=50,
