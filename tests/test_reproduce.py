@@ -28,6 +28,7 @@ from uturn.reproduce.claims import (
     Claim,
     Fact,
     Lowest,
+    Printed,
     Tables,
     Verdict,
     Within,
@@ -35,6 +36,7 @@ from uturn.reproduce.claims import (
 from uturn.reproduce.experiment import PRESETS, Experiment, Table
 from uturn.reproduce.experiments import EXPERIMENTS
 from uturn.reproduce.files import read_json
+from uturn.reproduce.page import flags_of
 from uturn.reproduce.place import GIVEN, NEEDS, Place, names_in
 from uturn.reproduce.published import published, rows
 from uturn.reproduce.run import keep_times, plan, reproduce
@@ -471,6 +473,29 @@ def test_numbers_are_compared_with_bounds_and_each_other() -> None:
     assert Below(low, Cell("r", "fast", 8))(ROWS).holds is None
     assert Within(high, Fact("t"), 0.06)(ROWS).holds is True
     assert Within(high, Fact("t"), 0.03)(ROWS).holds is False
+
+
+def test_the_papers_numbers_can_be_compared_with() -> None:
+    paper = Printed("market1501/resnet50", "odfa", 8)
+    assert paper.of(ROWS) == pytest.approx(0.0582, abs=5e-5)
+    near = Within(Cell("r", "odfa", 8), paper, 0.05)(ROWS)
+    assert near.holds is True
+    assert near.evidence == "R@1 odfa ε=8 (r): 0.1000; R@1 odfa ε=8 (paper): 0.0582"
+    assert Below(Cell("r", "odfa", 8), paper)(ROWS).holds is False
+    assert Within(Fact("t"), replace(paper, eps=3), 1)(ROWS).holds is None  # it has no such row
+    assert Below(paper, Fact("t"), apart="intervals")(ROWS).holds is None
+
+
+def test_a_flag_of_many_rows_is_told_once() -> None:
+    rows = [
+        {"attack": attack, "eps": eps, "flags": ["beyond: all", *more]}
+        for attack, eps, more in (("fast", 2.0, []), ("fast", 4.0, ["tied: one"]), ("odfa", 2, []))
+    ]
+    assert flags_of(rows).splitlines()[-2:] == [
+        "- beyond: all: fast ε=2, 4; odfa ε=2",
+        "- tied: one: fast ε=4",
+    ]
+    assert flags_of([{"attack": "fast", "eps": 2, "flags": []}]) == ""
 
 
 def test_who_scored_is_told_apart() -> None:

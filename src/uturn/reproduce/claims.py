@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, final
 
 from uturn.report.text import interval, shown, value
+from uturn.reproduce.published import rows
 
 Row = dict[str, Any]
 
@@ -88,6 +89,29 @@ class Cell:
     def __str__(self) -> str:
         at = "" if self.attack == CLEAN else f" ε={self.eps:g}"
         return f"{shown(self.metric)} {self.attack}{at} ({self.run})"
+
+
+@final
+@dataclass(frozen=True)
+class Printed:
+    """A number of the paper's tables; no interval is published."""
+
+    key: str
+    """A victim of `published`."""
+    attack: str
+    eps: float
+    metric: str = "recall@1"
+
+    def of(self, tables: Tables) -> float | None:
+        at = (self.attack, self.eps)
+        found = (row for row in rows(self.key) if (row["attack"], row["eps"]) == at)
+        return next((value(row, self.metric) for row in found), None)
+
+    def interval(self, tables: Tables) -> None:
+        return None
+
+    def __str__(self) -> str:
+        return f"{shown(self.metric)} {self.attack} ε={self.eps:g} (paper)"
 
 
 @final

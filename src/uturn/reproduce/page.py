@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from uturn.report.text import NAMES, interval, markdown, shown, value
@@ -103,11 +104,8 @@ def _table(table: Table, tables: Tables, place: Place) -> str:
     ours = tables.scored(table.run, victim)
     if not ours:
         return ""
-    theirs = (
-        {(row["attack"], row["eps"]): row for row in rows(table.published)}
-        if (table.published)
-        else {}
-    )
+    known = rows(table.published) if table.published else []
+    theirs = {(row["attack"], row["eps"]): row for row in known}
     head = ["attack", "ε"]
     for metric in table.metrics:
         head += [shown(metric), "paper", "difference"] if theirs else [shown(metric)]
@@ -119,9 +117,23 @@ def _table(table: Table, tables: Tables, place: Place) -> str:
         under += f", average precision `{first['convention']}`"
     if theirs:
         under += f"; paper: `{table.published}`"
-    flags = [f"- {row['attack']} ε={row['eps']:g}: {flag}" for row in ours for flag in row["flags"]]
-    told = f"\n\nFlags of these rows:\n\n{chr(10).join(flags)}" if flags else ""
-    return f"## {table.title}\n\n{under}.\n\n{markdown(head, lines)}{told}"
+    return f"## {table.title}\n\n{under}.\n\n{markdown(head, lines)}{flags_of(ours)}"
+
+
+def flags_of(rows: Sequence[Row]) -> str:
+    """Each flag once, with the rows that have it."""
+    having = dict[str, dict[str, list[str]]]()
+    for row in rows:
+        for flag in row["flags"]:
+            levels = having.setdefault(flag, {}).setdefault(row["attack"], [])
+            levels.append(f"{row['eps']:g}")
+    if not having:
+        return ""
+    lines = [
+        f"- {flag}: " + "; ".join(f"{attack} ε={', '.join(at)}" for attack, at in found.items())
+        for flag, found in having.items()
+    ]
+    return f"\n\nFlags of these rows:\n\n{chr(10).join(lines)}"
 
 
 def _line(row: Row, theirs: dict[tuple[str, float], Row], table: Table) -> list[str]:
