@@ -28,6 +28,7 @@ from uturn.reproduce.claims import (
     Claim,
     Fact,
     Lowest,
+    Nearer,
     Printed,
     Tables,
     Verdict,
@@ -40,7 +41,7 @@ from uturn.reproduce.page import flags_of
 from uturn.reproduce.place import GIVEN, NEEDS, Place, names_in
 from uturn.reproduce.published import published, rows
 from uturn.reproduce.run import keep_times, plan, reproduce
-from uturn.reproduce.steps import Check, Draw, Figure, Sweep, Train
+from uturn.reproduce.steps import Check, Circle, Draw, Figure, Sweep, Train
 from uturn.sweep import Plan
 from uturn.train.recipe import Recipe
 
@@ -224,7 +225,7 @@ def test_the_plan_says_what_is_done_missing_and_how_long(
         lambda preset: ("a machine", {"train learned": 3.0, "sweep attacked": 4.5}),
     )
     new = plan([TINY, replace(TINY, name="same")], "tiny", place(tmp_path, data_root))
-    assert "to do at preset tiny: about 7.5 min (measured on a machine)" in new
+    assert "to do at preset tiny: about 7.5 min\ntimes were measured on a machine" in new
     assert new.count("as above") == 2
     old = plan([TINY], "tiny", place(finished, data_root))
     assert "to do at preset tiny: figures and pages" in old
@@ -271,7 +272,9 @@ def test_checks_are_kept_and_asked_once(tmp_path: Path) -> None:
         asked.append((victim, device, progress))
         return findings
 
-    here = place(tmp_path, tmp_path)
+    here, weights = place(tmp_path, tmp_path), tmp_path / "victims" / "a.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"trained")
     check = Check("masking", ask, (("victim", "{victims}/a.safetensors"),))
     for _ in range(2):
         check.run(here, progress=False)
@@ -282,8 +285,11 @@ def test_checks_are_kept_and_asked_once(tmp_path: Path) -> None:
         "ok": 1,
         "noise: recall@1": 0.5,
     }
-    with pytest.raises(UturnError, match="another configuration"):
+    with pytest.raises(UturnError, match=r"another configuration \(its victim, weights differ\)"):
         replace(check, arguments=(("victim", "b"),)).run(here, progress=False)
+    weights.write_bytes(b"trained anew")
+    with pytest.raises(UturnError, match=r"another configuration \(its weights differ\)"):
+        check.run(here, progress=False)
 
 
 # -- pages ----------------------------------------------------------------------------------------
@@ -389,19 +395,26 @@ def test_a_killed_sitting_has_counted_up_to_its_last_beat(
     assert str(clock.time("a")) == "0 s"
 
 
+@pytest.mark.parametrize("same", [True, False])
 def test_times_are_kept_for_the_plans_of_others(
-    data_root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
 ) -> None:
+    on = machine.machine("cpu")
+    before = {"machine": on if same else "another", "minutes": {"sweep elsewhere": 7.0}}
     file = tmp_path / "measured.json"
-    file.write_text('{"tiny": {"machine": "old", "minutes": {"sweep elsewhere": 7.0}}}')
+    file.write_text(json.dumps({"tiny": before}))
     monkeypatch.setattr(machine, "MEASURED", file)
     machine.expected.cache_clear()
+    with pytest.raises(UturnError, match="no finished step"):
+        keep_times([TINY], "tiny", place(tmp_path, data_root))
+    assert json.loads(file.read_text())["tiny"] == before
     keep_times([TINY], "tiny", place(finished, data_root))
-    on, minutes = machine.expected("tiny")
+    found = machine.expected("tiny")
     machine.expected.cache_clear()
-    assert on == machine.machine("cpu")
-    assert set(minutes) == {"sweep elsewhere", "train learned", "sweep attacked"}
-    assert minutes["sweep elsewhere"] == 7.0
+    assert found[0] == on
+    # No time stands under a machine that did not take it.
+    assert set(found[1]) - {"sweep elsewhere"} == {"train learned", "sweep attacked"}
+    assert found[1].get("sweep elsewhere") == (7.0 if same else None)
 
 
 # -- claims ---------------------------------------------------------------------------------------
@@ -486,6 +499,26 @@ def test_the_papers_numbers_can_be_compared_with() -> None:
     assert Below(paper, Fact("t"), apart="intervals")(ROWS).holds is None
 
 
+def test_nearness_to_the_paper_is_asked_attack_by_attack() -> None:
+    def measured(recall: float) -> list[dict[str, Any]]:
+        return [row("clean", 0, 0.9, 0.8), row("odfa", 8, recall, 0.1), row("fast", 8, 0.5, 0.4)]
+
+    def nearer(own: float, attacks: tuple[str, ...] = ("odfa", "fast")) -> Verdict:
+        asked = Nearer(run="a", than="b", published="market1501/resnet50", attacks=attacks)
+        return asked(Tables({"a": measured(own), "b": measured(0.0)}))
+
+    assert nearer(0.1) == Verdict(True, "in all 2 comparisons")  # the paper has 0.0582
+    assert nearer(0.2).holds is False
+    assert nearer(0.2).evidence == "odfa ε=8: 0.2000, 0.0000, paper 0.0582"
+    assert nearer(0.1, ("sma",)).holds is None
+    assert (
+        Nearer(run="c", than="b", published="market1501/resnet50", attacks=("odfa",))(
+            Tables({"b": measured(0.0)})
+        ).word
+        == "not measured"
+    )
+
+
 def test_a_flag_of_many_rows_is_told_once() -> None:
     rows = [
         {"attack": attack, "eps": eps, "flags": ["beyond: all", *more]}
@@ -557,6 +590,12 @@ def test_specs_are_filled_with_what_is_there(tmp_path: Path) -> None:
 def test_an_experiment_uses_only_what_was_made_before() -> None:
     with pytest.raises(ArgumentError, match="before it is made"):
         replace(TINY, presets={"tiny": (ATTACKED, LEARNED)})
+    with pytest.raises(ArgumentError, match=r"uses \{victims\}/learned.safetensors before"):
+        replace(TINY, presets={"tiny": (ATTACKED,)})
+    flat = EXPERIMENTS["turn_cifar10"]
+    uncircled = tuple(step for step in flat.presets["cpu"] if not isinstance(step, Circle))
+    with pytest.raises(ArgumentError, match="cifar10_circle"):
+        replace(flat, presets={"cpu": uncircled})
     with pytest.raises(ArgumentError, match="share a name"):
         replace(TINY, presets={"tiny": (LEARNED, LEARNED)})
     data = replace(ATTACKED, plan=replace(ATTACKED.plan, data="folder:{nonsense}"))

@@ -277,6 +277,21 @@ def test_a_finished_training_is_not_overwritten_by_another(folder: Path, tmp_pat
         load_victim(str(foreign))
 
 
+def test_a_training_remembers_the_weights_that_it_started_from(
+    folder: Path, tmp_path: Path
+) -> None:
+    start, out = tmp_path / "start.safetensors", tmp_path / "net.safetensors"
+    train(recipe(folder, epochs=1), start, progress=False)
+    made = recipe(folder, epochs=1, weights=str(start))
+    trained = train(made, out, progress=False)
+    assert train(made, out, progress=False) == trained
+    start.unlink()
+    assert train(made, out, progress=False) == trained  # nothing there says otherwise
+    train(recipe(folder, epochs=1, seed=1), start, progress=False)
+    with pytest.raises(CheckpointError, match="was trained from other weights than those in"):
+        train(made, out, progress=False)
+
+
 def test_kill_9_and_resume_give_the_undisturbed_weights(folder: Path, tmp_path: Path) -> None:
     changed = {"epochs": 6, "augment": ("crop", "erase"), "sampler": "pk:pictures=2"}
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"

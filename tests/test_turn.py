@@ -218,6 +218,10 @@ def test_a_circle_lays_logits_out(tmp_path: Path, bias: bool) -> None:
     turns = (torch.atan2(around[:, 1], around[:, 0]) / (2 * torch.pi) * 5).sort().values
     assert torch.allclose(around.norm(dim=1), torch.ones(5), atol=1e-3)
     assert torch.allclose(turns.diff(), torch.ones(4), atol=1e-3)
+    written = out.stat().st_mtime_ns
+    assert circle(victim, out).stat().st_mtime_ns == written  # not done again
+    with pytest.raises(CheckpointError, match="is not of small as it is now"):
+        circle(replace(victim, fingerprint="trained anew"), out)
     with pytest.raises(ArgumentError, match="cannot be laid out on a circle"):
         circle(plane(), tmp_path / "other.safetensors")
 

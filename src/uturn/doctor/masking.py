@@ -27,8 +27,8 @@ from uturn.attacks.steps import Sign
 from uturn.attacks.views import Identity
 from uturn.data.split import Split
 from uturn.doctor.finding import Finding, Number
-from uturn.doctor.patient import features, spread
-from uturn.doctor.victim import SAME
+from uturn.doctor.patient import features
+from uturn.doctor.victim import SAME, apart
 from uturn.errors import ArgumentError, BudgetError
 from uturn.progress import bar
 from uturn.retrieval import metrics
@@ -209,8 +209,7 @@ def _attacks(plain: Attack, eps: float, *, random: bool) -> dict[str, Attacker]:
 def _random(victim: Victim, images: Tensor) -> bool:
     """Whether the victim answers the same pictures differently."""
     pixels = to_pixels(images[:8])
-    one, other = features(victim, pixels), features(victim, pixels)
-    return float((one - other).norm(dim=1).max()) > SAME * spread(one)
+    return apart(features(victim, pixels), features(victim, pixels)) > SAME
 
 
 def _worst(name: str, trials: Sequence[Trial]) -> Trial:

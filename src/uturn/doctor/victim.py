@@ -48,7 +48,7 @@ def randomness(patient: Patient) -> Finding:
     """Whether the same pictures have the same features each time."""
     name, first = "randomness", features(patient.victim, patient.pixels)
     again = (features(patient.victim, patient.pixels) for _ in range(3))
-    moved = max(_apart(first, each) for each in again)
+    moved = max(apart(first, each) for each in again)
     measured = {"moved": moved, "calls": 4}
     if moved <= SAME:
         says = "four calls on the same pictures agree"
@@ -68,7 +68,7 @@ SAME = 1e-3
 """Of the way to another picture: what rounding in another order or batch may move a feature by."""
 
 
-def _apart(a: Tensor, b: Tensor) -> float:
+def apart(a: Tensor, b: Tensor) -> float:
     """How far features ``(B, D)`` moved, in median distances between pictures; NaN is a value."""
     a, b = a.double().nan_to_num(), b.double().nan_to_num()
     return float((a - b).norm(dim=1).max()) / spread(a)
@@ -81,12 +81,12 @@ def batch(patient: Patient) -> Finding:
         says = "needs two pictures of one shape"
         return Finding(name=name, verdict="not checked", says=says)
     together = features(victim, pixels)
-    if _apart(together, features(victim, pixels)) > SAME:
+    if apart(together, features(victim, pixels)) > SAME:
         says = "features of the same batch differ already, see randomness"
         return Finding(name=name, verdict="not checked", says=says)
     alone = torch.cat([features(victim, one) for one in torch.split(pixels, 1)])
     mixed = features(victim, pixels.flip(0)).flip(0)
-    moved = max(_apart(together, alone), _apart(together, mixed))
+    moved = max(apart(together, alone), apart(together, mixed))
     measured = {"moved": moved, "pictures": len(pixels)}
     if moved <= SAME:
         says = f"alone, or beside {len(pixels) - 1} others in any order, features are the same"

@@ -244,6 +244,35 @@ class Within:
         )
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Nearer:
+    """No attack is further from the paper's number in ``run`` than in another, at any ε."""
+
+    run: str
+    than: str
+    published: str
+    attacks: tuple[str, ...]
+    metric: str = "recall@1"
+
+    def __call__(self, tables: Tables) -> Verdict:
+        levels = sorted({row["eps"] for row in tables.scored(self.run) if row["eps"]})
+        compared, broken = 0, list[str]()
+        for attack, eps in itertools.product(self.attacks, levels):
+            paper = Printed(self.published, attack, eps, self.metric).of(tables)
+            own, other = (
+                Cell(run, attack, eps, self.metric).of(tables) for run in (self.run, self.than)
+            )
+            if paper is None or own is None or other is None:
+                return Verdict(None, f"{shown(self.metric)} {attack} ε={eps:g} is not there")
+            compared += 1
+            if abs(own - paper) > abs(other - paper):
+                broken.append(f"{attack} ε={eps:g}: {own:.4f}, {other:.4f}, paper {paper:.4f}")
+        if not compared:
+            return Verdict(None, f"{self.run} is not there")
+        return Verdict(not broken, "; ".join(broken) or f"in all {compared} comparisons")
+
+
 def _compared(tables: Tables, holds: Callable[..., bool], *numbers: Number) -> Verdict:
     """Whether ``holds`` of the numbers, unless one of them was not measured."""
     found = list[float]()

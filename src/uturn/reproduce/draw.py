@@ -71,13 +71,17 @@ def turned(made: Mapping[str, Path], folder: Path) -> list[Figure]:
     (source,) = made.values()
     found = turn.read(source / "turn.json")
     panels = turn.panels(found, folder / "panels")
-    concept = turn.concept(found, folder / "concept")
-    _, apart = turn.widest(found)
     film, page = turn.animation(found, folder / "turn.gif"), turn.page(found, folder / "turn.html")
     what = f"{found.data}, {found.victim}, `{found.attack}`"
-    return [
+    figures = [
         _figure(panels, f"The features at every ε ({what}). {found.key}"),
         _figure([film, page], f"The same as an animation; the page has a slider ({what})", ".gif"),
+    ]
+    if not found.walks:  # no class has a picture that is classified rightly
+        return figures
+    concept, (_, apart) = turn.concept(found, folder / "concept"), turn.widest(found)
+    return [
+        *figures,
         _figure(
             concept,
             "Where each attack carries the feature of one picture, step by step: of "

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
 from uturn.errors import ArgumentError
 from uturn.reproduce.claims import Cell, Claim
-from uturn.reproduce.place import GIVEN, NEEDS
-from uturn.reproduce.steps import Draw, Step, Sweep, Train
+from uturn.reproduce.place import GIVEN, NEEDS, VICTIMS
+from uturn.reproduce.steps import Circle, Draw, Step, Sweep, Train
 
 Preset = Literal["cpu", "gpu", "paper"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 RETRIEVAL = ("recall@1", "recall@10", "map")
 CLASSIFICATION = ("top1", "top5")
+
+
+_MADE = re.compile(rf"{{{VICTIMS}}}/\w+\.safetensors")
+"""A spec of what a step makes."""
 
 
 @final
@@ -97,12 +103,14 @@ class Experiment:
                 made.add(step.key)
 
     def _used(self, step: Step) -> list[str]:
-        """The keys of the steps whose products a step uses."""
+        """The keys of the steps whose products a step uses; of a file that none makes, its spec."""
         if isinstance(step, Draw):
             return [each.key for each in step.of]
-        texts = repr(step)
-        trained = [s for steps in self.presets.values() for s in steps if isinstance(s, Train)]
-        return [each.key for each in trained if each is not step and each.spec in texts]
+        steps = itertools.chain.from_iterable(self.presets.values())
+        makers = {each.spec: each.key for each in steps if isinstance(each, (Train, Circle))}
+        own = step.spec if isinstance(step, (Train, Circle)) else None
+        used = dict.fromkeys(_MADE.findall(repr(step)))
+        return [makers.get(spec, spec) for spec in used if spec != own]
 
     def needs(self, preset: str) -> list[str]:
         """The data sets and weights that a preset's steps read."""

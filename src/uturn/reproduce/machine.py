@@ -24,16 +24,19 @@ BEAT = 15.0
 
 
 def machine(device: str) -> str:
-    """Processor, cores, memory and torch's version, in one line."""
-    cores, memory = len(os.sched_getaffinity(0)), _memory()
-    parts = [f"{_processor()}, {cores} {'core' if cores == 1 else 'cores'}", f"{memory:.0f} GB"]
+    """Processor, cores, memory and torch's version, as far as the system tells, in one line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [f"{_processor()}, {cores} {'core' if cores == 1 else 'cores'}", *_memory()]
     if device.startswith("cuda"):
         parts.append(torch.cuda.get_device_name(device))
     return ", ".join([*parts, f"torch {torch.__version__}"])
 
 
-def _memory() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+def _memory() -> list[str]:
+    try:
+        return [f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"]
+    except (AttributeError, ValueError):  # Windows; a name that a system does not have
+        return []
 
 
 def _processor() -> str:
@@ -55,9 +58,10 @@ def expected(preset: str) -> tuple[str, dict[str, float]]:
 
 
 def record(preset: str, on: str, minutes: Mapping[str, float]) -> None:
-    """Keep the times of a preset's steps for `expected`, beside those that are known."""
+    """Keep the times of a preset's steps for `expected`, beside those of the same machine."""
     known = json.loads(MEASURED.read_text(encoding="utf-8"))
-    kept = {**known.get(preset, {}).get("minutes", {}), **minutes}
+    before = known.get(preset, {})
+    kept = {**(before["minutes"] if before.get("machine") == on else {}), **minutes}
     known[preset] = {"machine": on, "minutes": dict(sorted(kept.items()))}
     write_whole(MEASURED, json.dumps(known, indent=1) + "\n")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from uturn.errors import UturnError
+from uturn.errors import ArgumentError, UturnError
 from uturn.reproduce import page
 from uturn.reproduce.experiment import Experiment
 from uturn.reproduce.experiments import EXPERIMENTS
@@ -70,11 +70,16 @@ def plan(experiments: Sequence[Experiment], preset: str, place: Place) -> str:
                 left += known
             seen.add(step.key)
             lines.append(f"  {step.key:<44} {state}")
-    measured = f" (measured on {where})" if minutes else ""
-    parts = [f"about {duration(60 * left)}{measured}"] if left else []
-    parts += [f"{unknown} step{'s' * (unknown > 1)} of unknown time"] if unknown else []
-    lines.append(f"to do at preset {preset}: {', and '.join(parts) or 'figures and pages'}")
+    lines.append(f"to do at preset {preset}: {_about(left, unknown) or 'figures and pages'}")
+    lines += [f"times were measured on {where}"] if left else []
     return "\n".join(lines)
+
+
+def _about(minutes: float, unknown: int) -> str:
+    """How long it takes: ``minutes`` of steps whose time is known, and others; or nothing."""
+    parts = [f"about {duration(60 * minutes)}"] if minutes else []
+    parts += [f"{unknown} step{'s' * (unknown > 1)} of unknown time"] if unknown else []
+    return ", and ".join(parts)
 
 
 def missing(experiment: Experiment, preset: str, place: Place) -> list[str]:
@@ -88,6 +93,8 @@ def keep_times(experiments: Sequence[Experiment], preset: str, place: Place) -> 
     steps = {s.key: s for experiment in experiments for s in experiment.presets[preset]}
     times = {k: page.spent(s, place, clock) for k, s in steps.items() if _done(s, place)}
     minutes = {key: round(time.seconds / 60, 1) for key, time in times.items() if time}
+    if not minutes:
+        raise ArgumentError(f"{place.out} holds no finished step; run uturn reproduce first")
     record(preset, "; ".join(clock.machines(minutes)), minutes)
 
 
@@ -121,6 +128,7 @@ class _Sitting:
         self.preset, self.place, self.clock = preset, place, clock
         self.say, self.progress = say, progress
         self.failed: dict[str, str] = {}
+        self.over: set[str] = set()
         steps = {
             step.key: step
             for experiment in experiments
@@ -156,15 +164,18 @@ class _Sitting:
     def _step(self, step: Step) -> None:
         if step.key in self.failed:
             raise UturnError(self.failed[step.key])
+        if step.key in self.over:  # another experiment's, too
+            return
         try:
             if step.key not in self.left:  # done before, or quick: no time to be told
                 step.run(self.place, self.progress)
-                return
-            number = self.count - len(self.left) + 1
-            self.say(f"[{number}/{self.count}] {step.key}; {self._remaining()}")
-            with self.clock.sitting(step.key):
-                step.run(self.place, self.progress)
-            del self.left[step.key]
+            else:
+                number = self.count - len(self.left) + 1
+                self.say(f"[{number}/{self.count}] {step.key}; {self._remaining()}")
+                with self.clock.sitting(step.key):
+                    step.run(self.place, self.progress)
+                del self.left[step.key]
+            self.over.add(step.key)
         except Exception as error:
             self.failed[step.key] = f"{step.key}: {error}"
             raise
@@ -173,7 +184,4 @@ class _Sitting:
         """About how long what is left takes, this step included."""
         _, minutes = expected(self.preset)
         known = [minutes[key] for key in self.left if key in minutes]
-        unknown = len(self.left) - len(known)
-        parts = [f"about {duration(60 * sum(known))}"] if known else []
-        parts += [f"{unknown} step{'s' * (unknown > 1)} of unknown time"] if unknown else []
-        return f"left: {', and '.join(parts)}"
+        return f"left: {_about(sum(known), len(self.left) - len(known))}"

@@ -144,8 +144,7 @@ class Circle:
         return self.product(place).exists()
 
     def run(self, place: Place, progress: bool) -> None:
-        if not self.done(place):
-            circle(load_victim(place.fill(self.victim)), self.product(place))
+        circle(load_victim(place.fill(self.victim)), self.product(place))
 
     def facts(self, place: Place) -> dict[str, Any]:
         return {}
@@ -208,7 +207,7 @@ class Check:
     """Examine something and keep the findings in a file.
 
     ``ask`` is called as ``ask(**arguments, device=…, progress=…)``, with the arguments' texts
-    filled; their names are what a finished file is compared by.
+    filled. By these, and by the weights of victims among them, a finished file is compared.
     """
 
     name: str
@@ -235,12 +234,19 @@ class Check:
 
     def run(self, place: Place, progress: bool) -> None:
         given, file = dict(place.fill(self.arguments)), self.product(place)
-        configuration = json.loads(json.dumps(given))
+        weights = {
+            name: checkpoints.hashed(Path(str(given[name])))
+            for name, text in self.arguments
+            if isinstance(text, str) and VICTIMS in names_in(text)
+        }
+        configuration = json.loads(json.dumps({**given, "weights": weights}))
         if file.exists():
-            if read_json(file).get("configuration") != configuration:
+            there = read_json(file).get("configuration", {})
+            differing = [key for key in configuration if there.get(key) != configuration[key]]
+            if differing:
                 raise RunFolderError(
-                    f"{file} holds findings of another configuration; choose another --out, "
-                    "or remove it"
+                    f"{file} holds findings of another configuration (its {', '.join(differing)} "
+                    "differ); choose another --out, or remove it"
                 )
             return
         found = self.ask(**given, device=place.device, progress=progress)

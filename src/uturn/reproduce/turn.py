@@ -22,13 +22,14 @@ from uturn.attacks.presets import load_attack
 from uturn.attacks.views import Draw
 from uturn.data.pictures import decode, encode
 from uturn.data.split import Split
-from uturn.errors import ArgumentError, RunFolderError
+from uturn.errors import ArgumentError, CheckpointError, RunFolderError
 from uturn.progress import bar
 from uturn.reproduce.files import read_json, write_whole
+from uturn.retrieval.system import chunks, extract, extract_decoded
 from uturn.types import LEVELS, Pixels
 from uturn.victims import checkpoints
 from uturn.victims.backbones.cifar import CifarResNet
-from uturn.victims.victim import Victim, to_picture, to_pixels
+from uturn.victims.victim import Victim, to_picture
 
 SCHEMA = 1
 _BATCH = 50
@@ -92,9 +93,9 @@ def turn(
     with bar(total, "turning features", "step", show=progress) as shown:
         for one, cost in zip([0, *levels], gradients, strict=True):
             found = []
-            for start in range(0, len(asked), _BATCH):
-                names = asked.names[start : start + _BATCH]
-                images = victim.grid(asked.read(start + n) for n in range(len(names)))
+            for part in chunks(len(asked), _BATCH):
+                names = asked.names[part.start : part.stop]
+                images = victim.grid(map(asked.read, part))
                 if one:
                     crafted = load_attack(attack, eps=one)
                     images = crafted(victim, images, names=names, seed=seed).images
@@ -123,9 +124,18 @@ def circle(victim: Victim, out: Path) -> Path:
     around, alike classes side by side. Every class has a ray of its own from the beginning;
     from random weights classes must pass through each other to get theirs.
 
+    What is there of the same victim is not done again.
+
     Raises:
-        ArgumentError: the victim's network or classifier is of another kind.
+        ArgumentError: the victim's network or classifier is of another kind. CheckpointError:
+        ``out`` is there and of another victim.
     """
+    if out.exists():
+        if checkpoints.read_metadata(out).get("circle") != victim.fingerprint:
+            raise CheckpointError(
+                f"{out} is not of {victim.name} as it is now; choose another --out, or remove it"
+            )
+        return out
     head, network = victim.classifier, victim.network
     if not isinstance(head, nn.Linear) or not isinstance(network, CifarResNet):
         raise ArgumentError(
@@ -145,7 +155,8 @@ def circle(victim: Victim, out: Path) -> Path:
     around = torch.stack([angles.cos(), angles.sin()])  # (2, C)
     tensors = {**network.state_dict(), "feature.weight": around @ weight}
     tensors["feature.bias"] = around @ bias
-    checkpoints.write(out, tensors, checkpoints.Card(victim.preprocessing, "cosine"))
+    card = checkpoints.Card(victim.preprocessing, "cosine")
+    checkpoints.write(out, tensors, card, {"circle": victim.fingerprint})
     return out
 
 
@@ -171,12 +182,7 @@ def _saved(victim: Victim, images: Tensor, names: Sequence[str], folder: Path) -
     files = [folder / f"{name}.png" for name in names]
     for file, image in zip(files, images, strict=True):
         encode(file, to_picture(image))
-    return _features(victim, victim.grid(map(decode, files)))
-
-
-@torch.no_grad()
-def _features(victim: Victim, images: Tensor) -> Tensor:
-    return victim.features(to_pixels(images)).cpu()
+    return extract_decoded(victim, map(decode, files)).cpu()
 
 
 def _panel(
@@ -213,7 +219,7 @@ def _paths(
     asked, chosen = split.sample(None, seed).query, list[int]()
     for label in range(len(directions)):
         for position in np.flatnonzero(asked.identities == label):
-            feature = _features(victim, victim.grid([asked.read(int(position))]))
+            feature = extract(victim, victim.grid([asked.read(int(position))])).cpu()
             if int((feature @ directions.T).argmax()) == label:
                 chosen.append(int(position))
                 break
@@ -255,7 +261,7 @@ def _walk(
         last = replace(attack, views=(watch,))(victim, images, names=names, seed=seed).images
         seen = watch.seen if attack.start != "clean" else watch.seen[1:]
         stations = [*seen, last]
-    return torch.stack([_features(victim, station) for station in (images, *stations)])
+    return torch.stack([extract(victim, station).cpu() for station in (images, *stations)])
 
 
 @final

@@ -127,14 +127,27 @@ def _finished(recipe: Recipe, out: Path) -> Trained | None:
             f"{out} is there and was not written by uturn train; choose another place, or remove it"
         )
     told = json.loads(stored)
-    _require_same(recipe, told["recipe"], out)
+    _require_same(recipe, told, out)
     return Trained(told["values"], told["history"])
 
 
-def _require_same(recipe: Recipe, stored: dict[str, Any], path: Path) -> None:
+def _origin(recipe: Recipe) -> str | None:
+    """The hash of the file that training starts from; None: there is none, or not here."""
+    start = Path(recipe.weights or "")
+    return checkpoints.hashed(start) if start.is_file() else None
+
+
+def _require_same(recipe: Recipe, told: dict[str, Any], path: Path) -> None:
+    """What was ``told`` of a training is of ``recipe``, and of the weights that lie there now."""
     own = recipe.as_dict()
     # A recipe from before an option was made had what is now its default.
-    stored = Recipe(data=recipe.data, arch=recipe.arch).as_dict() | stored
+    stored = Recipe(data=recipe.data, arch=recipe.arch).as_dict() | told["recipe"]
+    before, now = told.get("origin"), _origin(recipe)
+    if before and now and before != now:
+        raise CheckpointError(
+            f"{path} was trained from other weights than those in {recipe.weights} now; choose "
+            "another --out, or remove it"
+        )
     differing = [
         f"{key}: {stored[key]} there, {own.get(key)} now"
         for key in sorted(stored)
@@ -431,6 +444,7 @@ class _Run:
         temporary = self._state.with_suffix(".tmp")
         state = {
             "recipe": self.recipe.as_dict(),
+            "origin": _origin(self.recipe),
             "pupil": self.pupil.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -442,12 +456,12 @@ class _Run:
     def _resume(self) -> None:
         try:
             state = torch.load(self._state, map_location="cpu", weights_only=True)
-            recipe = state["recipe"]
+            told = {"recipe": state["recipe"], "origin": state.get("origin")}
         except Exception as error:  # a damaged file can make the unpickler raise anything
             raise CheckpointError(
                 f"{self._state} cannot be read ({error}); remove it to train from the start"
             ) from error
-        _require_same(self.recipe, recipe, self._state)
+        _require_same(self.recipe, told, self._state)
         self.pupil.load_state_dict(state["pupil"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -461,6 +475,7 @@ class _Run:
             tensors |= {f"{self.head}{k}": t for k, t in head.state_dict().items()}
         told = {
             "recipe": self.recipe.as_dict(),
+            "origin": _origin(self.recipe),
             "values": trained.values,
             "history": trained.history,
             "torch": torch.__version__,

@@ -263,6 +263,12 @@ _SHARED = 10
 """How often a checkpoint's bytes may be used by its tensors, on average."""
 
 
+def hashed(path: Path) -> str:
+    """The hash of a file."""
+    with path.open("rb") as file:
+        return sha256(file)
+
+
 def sha256(file: BinaryIO) -> str:
     """The hash of what is left to read of ``file``, as hexadecimal digits."""
     digest = hashlib.sha256()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uturn.reproduce import draw
 from uturn.reproduce.claims import AtMost, Below, Cell, Claim, Lowest
-from uturn.reproduce.experiment import CLASSIFICATION, Experiment, Preset, Table
+from uturn.reproduce.experiment import CLASSIFICATION, PRESETS, Experiment, Preset, Table
 from uturn.reproduce.experiments.common import EPS, LARGEST, START
 from uturn.reproduce.experiments.victims import CIFAR, RESNET20, WIDE
 from uturn.reproduce.steps import Draw, Step, Sweep, Train
@@ -42,7 +42,7 @@ CIFAR10 = Experiment(
     title="CIFAR-10: classification",
     repeats="The paper's look at classification: top-1 and top-5 of a CIFAR ResNet-20 against ε. "
     "Its finding: ODFA crushes top-5, least-likely wins top-1.",
-    presets={preset: _steps(preset) for preset in ("cpu", "gpu", "paper")},
+    presets={preset: _steps(preset) for preset in PRESETS},
     tables=(
         Table(
             title="ResNet-20",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from uturn.reproduce import checks, draw
 from uturn.reproduce.claims import AtMost, Below, Cell, Claim, Fact, Within
-from uturn.reproduce.experiment import Experiment, Preset, Table
+from uturn.reproduce.experiment import PRESETS, Experiment, Preset, Table
 from uturn.reproduce.experiments.common import TRAPEZOID, curve_plan, sampled
 from uturn.reproduce.experiments.victims import BASELINE, MARKET
 from uturn.reproduce.steps import Check, Draw, Step, Sweep, Train
@@ -122,7 +122,7 @@ DEFENCE_GLYPHS = Experiment(
     title="Online adversarial training on glyphs",
     repeats="The paper's defence: adversarial queries are made on the fly from the current weights "
     "and learned together with clean pictures. Here on the embedded default, without download.",
-    presets={preset: _letters(preset) for preset in ("cpu", "gpu", "paper")},
+    presets={preset: _letters(preset) for preset in PRESETS},
     tables=_tables("glyphs", published=False),
     claims=_claims("glyphs"),
     differs=(
@@ -155,7 +155,7 @@ DEFENCE = Experiment(
     title="Online adversarial training on Market-1501",
     repeats="The paper's defence: adversarial queries are made on the fly from the current weights "
     "and learned together with clean pictures; under re-crafted attacks the victim keeps more.",
-    presets={preset: _persons(preset) for preset in ("cpu", "gpu", "paper")},
+    presets={preset: _persons(preset) for preset in PRESETS},
     tables=_tables("market1501", published=True),
     claims=_claims("market1501"),
     differs=(

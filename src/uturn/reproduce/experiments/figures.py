@@ -7,16 +7,17 @@ from uturn.reproduce.experiment import PRESETS, Experiment
 from uturn.reproduce.experiments.glyphs import GLYPHS
 from uturn.reproduce.experiments.objects import GROCERIES_CURVES
 from uturn.reproduce.experiments.people import MARKET1501
-from uturn.reproduce.steps import Draw, Step, Sweep
+from uturn.reproduce.steps import Draw, Step, Sweep, Train
 
 _OF = (MARKET1501, GROCERIES_CURVES, GLYPHS)
 
 
 def _steps(preset: str) -> tuple[Step, ...]:
-    steps = [step for each in _OF for step in each.presets[preset] if not isinstance(step, Draw)]
     names = [each.name for each in _OF]
-    curves = tuple(step for step in steps if isinstance(step, Sweep) and step.name in names)
-    return (*steps, Draw("three_data_sets", curves, draw.curves))
+    steps = [step for each in _OF for step in each.presets[preset] if step.name in names]
+    curves = tuple(step for step in steps if isinstance(step, Sweep))
+    trained = (step for step in steps if isinstance(step, Train))
+    return (*trained, *curves, Draw("three_data_sets", curves, draw.curves))
 
 
 FIGURES = Experiment(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uturn.reproduce import draw
 from uturn.reproduce.claims import Below, Cell, Claim
-from uturn.reproduce.experiment import Beside, Experiment, Line, Preset, Table
+from uturn.reproduce.experiment import PRESETS, Beside, Experiment, Line, Preset, Table
 from uturn.reproduce.experiments.common import (
     LARGEST,
     PROTOCOL,
@@ -128,7 +128,7 @@ MULTISCALE = Experiment(
     title="A victim at three scales",
     repeats="The paper's landmark victims look at the query at one scale, or at three (1, 1/√2, "
     "1/2) and join the features by a power mean; their multi-scale query is attacked as a whole.",
-    presets={preset: _scales(preset) for preset in ("cpu", "gpu", "paper")},
+    presets={preset: _scales(preset) for preset in PRESETS},
     tables=(
         Table(title="A victim at one scale", run="one_scale"),
         Table(title="The same victim at three scales", run="three_scales"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uturn.reproduce import draw
 from uturn.reproduce.claims import Below, Cell, Claim
-from uturn.reproduce.experiment import Experiment, Preset, Table
+from uturn.reproduce.experiment import PRESETS, Experiment, Preset, Table
 from uturn.reproduce.experiments.common import LARGEST, TRAPEZOID, sampled
 from uturn.reproduce.experiments.victims import BASELINE, DENSENET, GLYPHS_DENSE, GLYPHS_RES, MARKET
 from uturn.reproduce.steps import Draw, Step, Sweep, Train
@@ -73,7 +73,7 @@ TRANSFER_GLYPHS = Experiment(
     title="Transfer between a ResNet and a DenseNet, on glyphs",
     repeats="The paper crafts on ResNet-50 and scores on DenseNet-121: plain fast-gradient "
     "transferred best at ε = 16. Here both are trained on the embedded default, without download.",
-    presets={preset: _letters(preset) for preset in ("cpu", "gpu", "paper")},
+    presets={preset: _letters(preset) for preset in PRESETS},
     tables=(
         Table(title="ResNet → DenseNet", run="glyphs_res_to_dense", victim=_DENSE),
         Table(title="ResNet itself (white box)", run="glyphs_res_to_dense"),
@@ -126,7 +126,7 @@ TRANSFER = Experiment(
     title="Transfer on Market-1501",
     repeats="Queries crafted on one re-identification network, scored by another. In the paper "
     "(ResNet-50 → DenseNet-121) plain fast-gradient transferred best at ε = 16.",
-    presets={preset: _people(preset) for preset in ("cpu", "gpu", "paper")},
+    presets={preset: _people(preset) for preset in PRESETS},
     tables=(
         Table(title="OSNet → baseline", run="osnet_to_baseline", victim=_BASE, published=_PAPERS),
         Table(title="OSNet itself (white box)", run="osnet_to_baseline"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from uturn.reproduce import draw
 from uturn.reproduce.claims import AtLeast, AtMost, Claim, Fact
-from uturn.reproduce.experiment import Experiment, Preset
+from uturn.reproduce.experiment import PRESETS, Experiment, Preset
 from uturn.reproduce.experiments.victims import RESNET20
 from uturn.reproduce.steps import Circle, Draw, Step, Train, Turn
 from uturn.train.recipe import Recipe
@@ -100,7 +100,7 @@ TURN_CIFAR10 = Experiment(
     name="turn_cifar10",
     title="The U-turn picture on CIFAR-10",
     repeats=TURN.repeats,
-    presets={preset: _cifar(preset) for preset in ("cpu", "gpu", "paper")},
+    presets={preset: _cifar(preset) for preset in PRESETS},
     claims=_claims("cifar10_2d"),
     differs=(
         "The network is the ResNet-20 of experiment `cifar10`, which goes on with a feature of two "
