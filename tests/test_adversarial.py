@@ -27,8 +27,9 @@ from uturn.data.pictures import encode
 from uturn.data.split import Split
 from uturn.errors import ArgumentError, SpecError
 from uturn.retrieval import metrics
+from uturn.retrieval.extract import extract, extract_pictures
 from uturn.retrieval.judge import Labels
-from uturn.retrieval.system import RetrievalSystem, extract, extract_pictures
+from uturn.retrieval.system import RetrievalSystem
 from uturn.rng import generator
 from uturn.train.adversarial import (
     AntiCollapse,

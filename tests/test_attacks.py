@@ -30,7 +30,7 @@ from uturn.attacks.surrogates import LeakyReLU
 from uturn.attacks.threats import L2, LInf, Patch
 from uturn.attacks.views import SCALES, Flip, Identity, Jpeg, Noise, ResizePad
 from uturn.errors import ArgumentError, BudgetError, SpecError
-from uturn.retrieval.system import extract
+from uturn.retrieval.extract import extract
 from uturn.rng import generator
 from uturn.victims.victim import Victim, to_pixels
 

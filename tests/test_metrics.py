@@ -20,10 +20,11 @@ from uturn.data.split import Split
 from uturn.errors import ArgumentError, DataError, SpecError
 from uturn.retrieval import metrics, ranking
 from uturn.retrieval.evaluate import evaluate
+from uturn.retrieval.extract import extract_pictures
 from uturn.retrieval.index import ExactIndex, build_index, top
 from uturn.retrieval.judge import CrossCamera, Labels
 from uturn.retrieval.ranking import rank, rank_scores
-from uturn.retrieval.system import RetrievalSystem, extract_pictures
+from uturn.retrieval.system import RetrievalSystem
 from uturn.victims.victim import Victim
 
 RELEVANT, IGNORED, OTHER = 0, 1, 2

@@ -24,8 +24,9 @@ from uturn.data.split import Split
 from uturn.errors import ArgumentError, SpecError
 from uturn.report import html
 from uturn.report.text import table
+from uturn.retrieval.extract import extract_pictures
 from uturn.retrieval.judge import Labels
-from uturn.retrieval.system import RetrievalSystem, extract_pictures
+from uturn.retrieval.system import RetrievalSystem
 from uturn.sweep import Plan, run
 from uturn.sweep.insider import CHOSEN, Goal, Insider
 from uturn.sweep.plan import Job

@@ -20,7 +20,7 @@ import uturn
 from tests import shim
 from tests.conftest import RAW, Linear, Tiny, normal
 from uturn.errors import ArgumentError, CheckpointError, SpecError
-from uturn.retrieval.system import extract, extract_decoded
+from uturn.retrieval.extract import extract, extract_decoded
 from uturn.victims.preprocessing import Preprocessing, by_shape
 from uturn.victims.test_time import TestTime
 from uturn.victims.victim import Victim, to_pixels

@@ -9,7 +9,7 @@ import torch
 
 from uturn import load_data, load_victim
 from uturn.retrieval.evaluate import evaluate
-from uturn.retrieval.system import chunks
+from uturn.retrieval.extract import chunks
 from uturn.sweep import Plan, run
 from uturn.victims.victim import to_pixels
 

@@ -375,7 +375,7 @@ def whiten(
 
     Use it as the victim's option whitening=OUT.
     """
-    from uturn.retrieval.system import extract_all
+    from uturn.retrieval.extract import extract_all
     from uturn.victims import checkpoints
     from uturn.victims.load import load_victim, pick_device
     from uturn.victims.whitening import Whitening

@@ -32,15 +32,10 @@ from uturn.doctor.victim import SAME, apart
 from uturn.errors import ArgumentError, BudgetError
 from uturn.progress import bar
 from uturn.retrieval import metrics
+from uturn.retrieval.extract import chunks, extract_all, extract_decoded
 from uturn.retrieval.intervals import identity_bootstrap
 from uturn.retrieval.judge import Labels
-from uturn.retrieval.system import (
-    RetrievalSystem,
-    chunks,
-    extract_all,
-    extract_decoded,
-    require_matches,
-)
+from uturn.retrieval.system import RetrievalSystem, require_matches
 from uturn.types import LEVELS
 from uturn.victims.preprocessing import by_shape
 from uturn.victims.victim import Victim, to_picture, to_pixels

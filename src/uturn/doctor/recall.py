@@ -16,10 +16,10 @@ from uturn.doctor.alternatives import REMEDY, alternatives, options
 from uturn.doctor.finding import Finding
 from uturn.doctor.patient import Patient
 from uturn.retrieval import metrics
+from uturn.retrieval.extract import extract_decoded
 from uturn.retrieval.index import build_index
 from uturn.retrieval.judge import Labels, judge_for
 from uturn.retrieval.ranking import rank_scores
-from uturn.retrieval.system import extract_decoded
 from uturn.rng import generator
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim

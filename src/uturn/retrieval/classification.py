@@ -8,7 +8,7 @@ import torch
 
 from uturn.data.pictures import Picture
 from uturn.data.split import Split
-from uturn.retrieval.system import BATCH, chunks
+from uturn.retrieval.extract import BATCH, chunks
 from uturn.victims.preprocessing import by_shape
 from uturn.victims.victim import Victim, to_pixels
 

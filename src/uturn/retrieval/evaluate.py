@@ -17,12 +17,13 @@ from uturn.errors import ArgumentError
 from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.classification import TOPS, classifies, label_ranks
+from uturn.retrieval.extract import chunks, extract_all
 from uturn.retrieval.intervals import identity_bootstrap, query_bootstrap, weighted_mean
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import Ranking, join, rank_scores, scored
 from uturn.retrieval.rerank import asks_all_at_once
 from uturn.retrieval.single_shot import recall_single_shot
-from uturn.retrieval.system import RetrievalSystem, chunks, extract_all, require_matches
+from uturn.retrieval.system import RetrievalSystem, require_matches
 from uturn.retrieval.verification import Impostors
 from uturn.victims.victim import Victim
 

@@ -20,9 +20,10 @@ from uturn.attacks.objectives import lowers
 from uturn.attacks.problem import knowledge
 from uturn.data.split import JUNK, Split
 from uturn.retrieval import metrics
+from uturn.retrieval.extract import extract_decoded
 from uturn.retrieval.index import Index, build_index, top
 from uturn.retrieval.judge import Labels
-from uturn.retrieval.system import RetrievalSystem, extract_decoded
+from uturn.retrieval.system import RetrievalSystem
 from uturn.rng import generator
 from uturn.sweep.plan import Job
 from uturn.types import Scene

@@ -24,12 +24,13 @@ from uturn.parallel import threaded
 from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.classification import TOPS
+from uturn.retrieval.extract import chunks
 from uturn.retrieval.index import build_index
 from uturn.retrieval.intervals import identity_bootstrap, query_bootstrap, weighted_mean
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import TIES
 from uturn.retrieval.rerank import build_stages
-from uturn.retrieval.system import chunks, require_apart, require_matches
+from uturn.retrieval.system import require_apart, require_matches
 from uturn.sweep import checks
 from uturn.sweep.channels import PAPER_QUALITY, jpeg
 from uturn.sweep.insider import Goal

@@ -23,14 +23,9 @@ from uturn.parallel import threaded
 from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.classification import classifies, label_ranks
+from uturn.retrieval.extract import chunks, extract_all, extract_decoded, extract_pictures
 from uturn.retrieval.judge import Labels
-from uturn.retrieval.system import (
-    RetrievalSystem,
-    chunks,
-    extract_all,
-    extract_decoded,
-    extract_pictures,
-)
+from uturn.retrieval.system import RetrievalSystem
 from uturn.sweep.channels import CHANNELS
 from uturn.sweep.insider import Goal, Insider
 from uturn.sweep.plan import Plan
