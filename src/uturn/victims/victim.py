@@ -5,6 +5,7 @@ This room is the only place that resizes and normalises, so that an attacker wor
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, final
@@ -18,11 +19,15 @@ from torch import Tensor, nn
 from uturn.data.pictures import Picture
 from uturn.errors import ArgumentError, UturnError
 from uturn.types import LEVELS, Similarity
+from uturn.victims.folding import fold
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.test_time import TestTime
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 """A picture from Pillow → the network's input ``(3, H, W)``, normalised."""
+
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 At = Literal["model", "native"]
 """Which picture is changed: the one on the victim's grid, or the one in the file."""
@@ -57,6 +62,9 @@ class Victim:
     layout: torch.memory_format = torch.contiguous_format
     """``torch.channels_last`` more than doubles the speed of depthwise networks on a CPU; networks
     that call ``view`` on their maps, or have 3-D convolutions, do not bear it."""
+    precision: Precision = "float32"
+    """What the network computes in; features leave it as float32. Half precision is for searching
+    (`searching`): what is reported is always scored in float32."""
 
     def __post_init__(self) -> None:
         for module in (self.network, self.classifier, self.whitening):
@@ -65,6 +73,8 @@ class Victim:
                 if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
                     module.float()  # a level of 1/255 is lost in half precision
                 module.to(device=self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        if self.precision != "float32":
+            self.network.to(PRECISIONS[self.precision])
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
@@ -78,6 +88,39 @@ class Victim:
         if scales == self.test_time.scales:
             return self
         return replace(self, test_time=replace(self.test_time, scales=scales))
+
+    def folded(self) -> Victim:
+        """The same victim, quicker: its batch norms are folded into the layers before them.
+
+        Its features are the same within `folding.NEAR`. A network in which nothing can be folded
+        stays as it is.
+        """
+        shape = (2, 3, *self.preprocessing.size)
+        drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        inputs = self.preprocessing.normalise(drawn).to(self.device)
+        inputs = inputs.contiguous(memory_format=self.layout)
+        return replace(self, network=fold(self.network, inputs))
+
+    def searching(self, precision: Precision) -> Victim:
+        """The victim that an attack climbs on, computing in ``precision``.
+
+        Only the search is less exact: its pictures are scored by the victim itself.
+
+        Raises:
+            ArgumentError: the network cannot be computed in it.
+        """
+        if precision == self.precision:
+            return self
+        try:
+            found = replace(self, network=copy.deepcopy(self.network), precision=precision)
+            with torch.no_grad():
+                found.features(torch.zeros(1, 3, *self.preprocessing.size))
+        except (RuntimeError, TypeError, ArgumentError) as error:
+            raise ArgumentError(
+                f"victim {self.name} cannot be computed in {precision} ({error}); leave the "
+                "precision at float32"
+            ) from error
+        return found
 
     def parts(self, pixels: Tensor) -> Tensor:
         """Features by parts ``(B, P, D)`` of pixels ``(B, 3, H, W)`` in [0, 1], any H and W.
@@ -128,7 +171,8 @@ class Victim:
         Raises:
             ArgumentError: it fails, or what it returns are no features.
         """
-        inputs = prepared.to(self.device).contiguous(memory_format=self.layout)
+        inputs = prepared.to(self.device, PRECISIONS[self.precision])
+        inputs = inputs.contiguous(memory_format=self.layout)
         try:
             found = self.network(inputs)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:

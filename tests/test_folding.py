@@ -1,0 +1,203 @@
+"""Folding: fewer layers, the same features and gradients; and searching in half precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uturn.attacks.presets import load_attack
+from uturn.errors import ArgumentError
+from uturn.victims import zoo
+from uturn.victims.folding import NEAR, fold
+from uturn.victims.load import load_victim
+from uturn.victims.preprocessing import Preprocessing
+from uturn.victims.victim import Victim, to_pixels
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def lived(network: nn.Module, seed: int = 0) -> nn.Module:
+    """In evaluation mode, with norms that do something."""
+    draw = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, NORMS) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.3, generator=draw)
+            module.running_var.uniform_(0.5, 2, generator=draw)
+            if module.affine:
+                module.weight.data.uniform_(0.5, 1.5, generator=draw)
+                module.bias.data.normal_(0, 0.3, generator=draw)
+    return network.eval().requires_grad_(False)
+
+
+def norms(network: nn.Module) -> int:
+    return sum(isinstance(module, NORMS) for module in network.modules())
+
+
+def pictures(height: int = 16, width: int = 16) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def slope(network: nn.Module, inputs: Tensor) -> Tensor:
+    inputs = inputs.clone().requires_grad_()
+    return torch.autograd.grad(network(inputs).square().sum(), inputs)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("osnet_x0_25", 0),
+        ("resnet18", 0),
+        ("ft_net", 0),
+        ("mobilenet_v2", 0),
+        ("cifar_resnet20", 0),
+        ("glyph_net", 1),
+        ("pcb", 0),
+        ("densenet121", 62),  # norms before their convolutions: 58 layers, 3 transitions, the last
+        ("wrn_28_10", 12),
+    ],
+)
+def test_the_zoo_is_folded_to_the_same_features_and_gradients(name: str, left: int) -> None:
+    torch.manual_seed(0)
+    network = lived(zoo.ZOO[name].build())
+    inputs = pictures(64, 32)
+    folded = fold(network, inputs)
+    assert folded is not network
+    assert norms(folded) == left < norms(network)
+    other = pictures(32, 64).flip(0)
+    with torch.no_grad():
+        before, after = network(other), folded(other)
+    assert (before - after).abs().max() <= NEAR * before.abs().max()
+    own, its = slope(network, inputs), slope(folded, inputs)
+    assert F.cosine_similarity(own.flatten(1), its.flatten(1)).min() > 0.9999
+
+
+class Net(nn.Module):
+    """One convolution and one norm, and whatever a test puts between and around them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4, track_running_stats=kind != "batch statistics")
+        self.last = nn.Conv2d(4, 5, 3)
+        if kind == "weight norm":
+            self.conv = nn.utils.parametrizations.weight_norm(self.conv)
+        if kind == "looks at its norm":
+            self.scale = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        if self.kind == "relu between":
+            maps = torch.relu_(maps)
+        if self.kind == "twice":
+            maps = self.conv(maps[:, :3])
+        normed = self.norm(maps)
+        if self.kind == "norm twice":
+            normed = self.norm(normed)
+        if self.kind == "skip":
+            normed = normed + maps
+        if self.kind == "looks at its norm":
+            normed = normed * self.norm.weight[:, None, None]
+        if self.kind == "noise":
+            normed = normed + torch.randn_like(normed)
+        return self.last(torch.relu(normed)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "relu between",
+        "twice",
+        "norm twice",
+        "skip",
+        "looks at its norm",
+        "noise",
+        "weight norm",
+        "batch statistics",
+    ],
+)
+def test_what_cannot_be_folded_stays_as_it_is(kind: str) -> None:
+    torch.manual_seed(0)
+    network = lived(Net(kind))
+    assert fold(network, pictures()) is network
+
+
+def test_what_is_plain_is_folded_without_touching_the_original() -> None:
+    torch.manual_seed(0)
+    network = lived(Net("plain"))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    folded = fold(network, pictures())
+    assert norms(folded) == 0
+    assert norms(network) == 1
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+    assert not any(module._forward_hooks for module in (*network.modules(), *folded.modules()))
+
+
+def test_a_linear_layer_takes_its_norm_and_a_derived_norm_is_left() -> None:
+    class Louder(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    torch.manual_seed(0)
+    flat = nn.Flatten()
+    plain = lived(nn.Sequential(flat, nn.Linear(12, 5), nn.BatchNorm1d(5)))
+    assert norms(fold(plain, pictures(2, 2))) == 0
+    derived = lived(nn.Sequential(flat, nn.Linear(12, 5), Louder(5)))
+    assert fold(derived, pictures(2, 2)) is derived
+
+
+def test_what_cannot_be_copied_stays_as_it_is() -> None:
+    class Unique(Net):
+        def __deepcopy__(self, memo: Any) -> Unique:
+            raise TypeError("there is only one")
+
+    network = lived(Unique("plain"))
+    assert fold(network, pictures()) is network
+
+
+def test_a_victim_is_folded_and_keeps_its_own_network() -> None:
+    victim = load_victim("glyph_net")
+    folded = victim.folded()
+    assert norms(victim.network) > norms(folded.network) == 1  # behind the average over the map
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(victim.embed(pixels), folded.embed(pixels), atol=1e-5)
+    assert repr(folded) == repr(victim)
+
+
+def test_half_precision_is_for_the_search_only() -> None:
+    victim = load_victim("glyph_net").folded()
+    quick = victim.searching("bfloat16")
+    assert {p.dtype for p in victim.network.parameters()} == {torch.float32}
+    assert {p.dtype for p in quick.network.parameters()} == {torch.bfloat16}
+    assert victim.searching("float32") is victim
+    images = torch.randint(
+        0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    features = quick.features(to_pixels(images))
+    assert features.dtype == torch.float32
+    exact = victim.features(to_pixels(images))
+    assert F.cosine_similarity(features, exact).min() > 0.999
+    found = load_attack("uturn", eps=8)(quick, images, names=list("abcd"))
+    assert int(found.delta.abs().max()) == 8
+    turned = F.cosine_similarity(victim.features(to_pixels(found.images)), exact)
+    own = load_attack("uturn", eps=8)(victim, images, names=list("abcd"))
+    usual = F.cosine_similarity(victim.features(to_pixels(own.images)), exact)
+    assert (turned - usual).abs().max() < 0.1
+
+
+def test_a_network_that_bears_no_half_precision_says_so() -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.float()).mean((2, 3))
+
+    victim = Victim(name="n", network=Stubborn(), preprocessing=Preprocessing(size=(8, 8)))
+    with pytest.raises(ArgumentError, match="leave the precision at float32"):
+        victim.searching("bfloat16")
