@@ -5,6 +5,7 @@ State dicts are compatible with torchreid's ``osnet_x0_25`` … ``osnet_x1_0``.
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEATURES = 512
@@ -82,13 +83,15 @@ class _Gate(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.global_avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc1 = nn.Conv2d(channels, channels // 16, 1)
         self.relu = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(channels // 16, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight: Tensor = self.fc2(self.relu(self.fc1(self.global_avgpool(x)))).sigmoid()
+        # The gradient of an adaptive pool or a mean is not channels_last; adding it to the others
+        # would take a third of the way back.
+        pooled = F.avg_pool2d(x, list(x.shape[-2:]))
+        weight: Tensor = self.fc2(self.relu(self.fc1(pooled))).sigmoid()
         return x * weight
 
 
