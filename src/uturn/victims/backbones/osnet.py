@@ -5,7 +5,9 @@ State dicts are compatible with torchreid's ``osnet_x0_25`` … ``osnet_x1_0``.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 FEATURES = 512
@@ -78,6 +80,27 @@ class _Lite3x3(nn.Module):
         return y
 
 
+class _Average(torch.autograd.Function):
+    """The mean over a map, ``(B, C, 1, 1)``, with a gradient in the layout of the map.
+
+    That of `Tensor.mean` is contiguous whatever the map is. In the gates it meets gradients that
+    are channels_last, and adding two layouts would take a third of the whole way back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.layout = torch.channels_last if channels_last else torch.contiguous_format
+        return x.mean((2, 3), keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        each = grad / (ctx.shape[2] * ctx.shape[3])
+        found: Tensor = each.expand(ctx.shape).contiguous(memory_format=ctx.layout)
+        return found
+
+
 class _Gate(nn.Module):
     """The aggregation gate, shared by the four streams (section 3.3)."""
 
@@ -88,9 +111,7 @@ class _Gate(nn.Module):
         self.fc2 = nn.Conv2d(channels // 16, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The gradient of an adaptive pool or a mean is not channels_last; adding it to the others
-        # would take a third of the way back.
-        pooled = F.avg_pool2d(x, list(x.shape[-2:]))
+        pooled: Tensor = _Average.apply(x)  # type: ignore[no-untyped-call]
         weight: Tensor = self.fc2(self.relu(self.fc1(pooled))).sigmoid()
         return x * weight
 
