@@ -16,6 +16,8 @@ from uturn import load_victim
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim
 
+os.environ["UTURN_CACHE"] = ""  # tests of the cache have one of their own
+
 RAW = Preprocessing(size=(8, 4), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 

@@ -27,7 +27,7 @@ from uturn.data.pictures import encode
 from uturn.data.split import Split
 from uturn.errors import ArgumentError, SpecError
 from uturn.retrieval import metrics
-from uturn.retrieval.extract import extract, extract_pictures
+from uturn.retrieval.extract import extract, extract_all
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.system import RetrievalSystem
 from uturn.rng import generator
@@ -383,7 +383,7 @@ def test_thirty_steps_raise_what_recrafted_attacks_leave(letters: Split) -> None
     def recall(victim: Victim, eps: float) -> float:
         attacked = odfa(eps=eps)(victim, queries).images if eps else queries
         labels = Labels.of(letters.query, victim.device)
-        gallery = extract_pictures(victim, letters.gallery, range(len(letters.gallery)))
+        gallery = extract_all(victim, letters.gallery, "pictures", progress=False)
         system = RetrievalSystem.build(victim, letters, gallery)
         ranking = system.rank(extract(victim, attacked), labels)
         return float(metrics.recall_at(ranking, 1).nanmean())

@@ -24,7 +24,7 @@ from uturn.data.split import Split
 from uturn.errors import ArgumentError, SpecError
 from uturn.report import html
 from uturn.report.text import table
-from uturn.retrieval.extract import extract_pictures
+from uturn.retrieval.extract import extract_all
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.system import RetrievalSystem
 from uturn.sweep import Plan, run
@@ -162,9 +162,9 @@ def test_scales_belong_to_queries_and_gallery(tmp_path: Path) -> None:
     assert rows["odfa"]["cosine"] < rows["odfa:scales=1"]["cosine"]
     split = load_data("glyphs").sample(10, 3)
     victim = load_victim("glyph_net").at_scales((1.0, 0.5))
-    gallery = extract_pictures(victim, split.gallery, range(len(split.gallery)))
+    gallery = extract_all(victim, split.gallery, "pictures", progress=False)
     system = RetrievalSystem.build(victim, split, gallery)
-    queries = extract_pictures(victim, split.query, range(10))
+    queries = extract_all(victim, split.query.subset(np.arange(10)), "pictures", progress=False)
     ranking = system.rank(queries, Labels.of(split.query, victim.device))
     assert rows["clean"]["recall@1"] == float((ranking.positions[:, 0] == 1).double().mean())
 
@@ -177,9 +177,9 @@ def insider() -> tuple[Insider, Split, torch.Tensor]:
     victim, split = load_victim("glyph_net"), load_data("glyphs").sample(6, 3)
     few = np.arange(0, len(split.gallery), 8)
     split = Split(name="few", query=split.query, gallery=split.gallery.subset(few))
-    gallery = extract_pictures(victim, split.gallery, range(len(split.gallery)))
+    gallery = extract_all(victim, split.gallery, "pictures", progress=False)
     system = RetrievalSystem.build(victim, split, gallery)
-    queries = extract_pictures(victim, split.query, range(6))
+    queries = extract_all(victim, split.query.subset(np.arange(6)), "pictures", progress=False)
     return Insider(victim, split, system, gallery, "exact", 3), split, queries
 
 
@@ -194,7 +194,7 @@ def test_places_of_candidates_against_brute_force(insider, spec: str) -> None:  
     goal = known.goal(job(spec), split.query.names, labels, features)
     assert goal is not None
     assert goal.chosen.shape == (6, 1 if spec == "tma" else CHOSEN)
-    relevant, ignored = known.system.judge(labels, known.system.gallery)
+    relevant, ignored = known.system.judge(labels, known.system.gallery).masks()
     scores = known.system.index.scores(features)
     expected = []
     for q in range(6):
@@ -257,7 +257,7 @@ def test_what_an_insider_is_given_does_not_depend_on_the_batch(insider) -> None:
 def test_known_pictures_are_of_the_same_identity_and_targets_of_another(insider) -> None:  # type: ignore[no-untyped-def]
     known, split, features = insider
     labels = Labels.of(split.query, torch.device("cpu"))
-    relevant, _ = known.system.judge(labels, known.system.gallery)
+    relevant, _ = known.system.judge(labels, known.system.gallery).masks()
     scene = known.scene(job("fna"), split.query.names, labels, features, None)
     assert scene.same is not None
     for q in range(6):

@@ -12,24 +12,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from uturn.data.pictures import Picture, Pictures
 from uturn.data.split import Split
 from uturn.parallel import threaded
-from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.classification import classifies, label_ranks
-from uturn.retrieval.extract import chunks, extract_all, extract_decoded, extract_pictures
+from uturn.retrieval.extract import extract_all, extract_decoded
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.system import RetrievalSystem
 from uturn.sweep.channels import CHANNELS
 from uturn.sweep.insider import Goal, Insider
 from uturn.sweep.plan import Plan
-from uturn.sweep.store import Row, RunFolder
+from uturn.sweep.store import Row
 from uturn.victims.victim import Victim
 
 SHOWN = 8
@@ -71,18 +68,10 @@ class Scorer:
 
     @classmethod
     def build(
-        cls,
-        name: str,
-        number: int,
-        plan: Plan,
-        victim: Victim,
-        split: Split,
-        folder: RunFolder,
-        *,
-        progress: bool,
+        cls, name: str, plan: Plan, victim: Victim, split: Split, *, progress: bool
     ) -> Scorer:
-        """Embed gallery and clean queries; ``number`` keys its pieces in the run folder."""
-        features = _gallery(victim, number, split, folder, progress).to(victim.device)
+        """Embed gallery and clean queries, or find their features kept."""
+        features = extract_all(victim, split.gallery, "gallery", progress=progress)
         system = RetrievalSystem.build(victim, split, features, str(plan.index), rerank=plan.rerank)
         clean = extract_all(victim, split.query, "clean queries", progress=progress)
         threshold = system.threshold(clean, Labels.of(split.query, victim.device), metrics.FPR)
@@ -181,25 +170,3 @@ class Scorer:
             }
             for name, answer in zip(queries.pictures.names[part], answers, strict=True)
         ]
-
-
-def _gallery(
-    victim: Victim, number: int, split: Split, folder: RunFolder, progress: bool
-) -> Tensor:
-    """Extract the gallery's raw features ``(G, D)``, chunk by chunk into the run folder."""
-    gallery = split.gallery
-    parts = chunks(len(gallery))
-    stored = {
-        chunk: part_features
-        for chunk in range(len(parts))
-        if (part_features := folder.gallery_part(number, chunk)) is not None
-    }
-    done = sum(map(len, stored.values()))
-    title = f"embedding the gallery by {victim.name}"
-    with bar(len(gallery), title, "picture", done=done, show=progress) as shown:
-        for chunk, part in enumerate(parts):
-            if chunk not in stored:
-                stored[chunk] = extract_pictures(victim, gallery, part).cpu().numpy()
-                folder.add_gallery_part(number, chunk, stored[chunk])
-                shown.update(len(part))
-    return torch.from_numpy(np.concatenate([stored[n] for n in range(len(parts))]))

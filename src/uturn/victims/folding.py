@@ -80,7 +80,7 @@ def _computed(module: nn.Module) -> bool:
 def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
     if isinstance(layer, nn.Linear):
         return fusion.fuse_linear_bn_eval(layer, norm)  # type: ignore[arg-type]
-    return fusion.fuse_conv_bn_eval(layer, norm)  # type: ignore[arg-type]
+    return fusion.fuse_conv_bn_eval(layer, norm)  # type: ignore[arg-type, type-var]
 
 
 def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
