@@ -24,14 +24,18 @@ from hypothesis import strategies as st
 from tests import shim
 from uturn.errors import ArgumentError
 from uturn.retrieval import metrics, single_shot
-from uturn.retrieval.judge import CrossCamera, Labels
-from uturn.retrieval.ranking import Chunk, Ranking, join, rank_scores
+from uturn.retrieval.judge import CrossCamera, Judgement, Labels
+from uturn.retrieval.ranking import Chunk, Ranking, join, rank_chunk
 from uturn.retrieval.single_shot import recall_single_shot
 from uturn.retrieval.verification import Impostors
 
 PROBLEMS = range(200)
 CLOSE = {"rtol": 0, "atol": 1e-6}
 BONUS = 1e-3  # scores differ by 1/4 or not at all
+
+
+def chunk_of(scores: torch.Tensor, relevant: torch.Tensor, ignored: torch.Tensor) -> Chunk:
+    return Chunk.of(scores.clone(), Judgement.of(relevant, ignored))
 
 
 @dataclass(frozen=True)
@@ -57,22 +61,24 @@ class Problem:
         return cls(scores, query, gallery)
 
     @cached_property
+    def judgement(self) -> Judgement:
+        return CrossCamera()(self.query, self.gallery)
+
+    @cached_property
     def chunk(self) -> Chunk:
-        return Chunk(
-            torch.from_numpy(self.scores).float(), *CrossCamera()(self.query, self.gallery)
-        )
+        return Chunk.of(torch.from_numpy(self.scores).float(), self.judgement)
 
     @cached_property
     def ranking(self) -> Ranking:
-        return rank_scores(*self.chunk)
+        return rank_chunk(self.chunk)
 
     @cached_property
     def relevant(self) -> np.ndarray:
-        return self.chunk.relevant.numpy()
+        return self.judgement.masks()[0].numpy()
 
     @cached_property
     def kept(self) -> np.ndarray:
-        return ~self.chunk.ignored.numpy()
+        return ~self.judgement.masks()[1].numpy()
 
     @cached_property
     def untied(self) -> np.ndarray:
@@ -177,7 +183,7 @@ def test_normalised_rank_goes_from_nought_to_chance_to_worst() -> None:
         mask = torch.zeros(1, 100, dtype=torch.bool)
         mask[0, relevant] = True
         scores = -torch.arange(100.0)[None]
-        return float(metrics.normalised_rank(rank_scores(scores, mask, mask & False)))
+        return float(metrics.normalised_rank(rank_chunk(chunk_of(scores, mask, mask & False))))
 
     assert value([0, 1, 2]) == 0
     assert value([97, 98, 99]) == pytest.approx(0.97)
@@ -311,7 +317,7 @@ def test_trapezoid_and_precision_are_the_revisited_protocols(
         scores = rng.integers(-5, 6, (4, 40)) / 4
         kinds = rng.choice(list("EHJ-"), (4, 40), p=[0.05, 0.05, 0.1, 0.8])
         relevant, ignored = np.isin(kinds, list(good)), np.isin(kinds, list(junk))
-        found = rank_scores(*(torch.from_numpy(a) for a in (scores, relevant, ignored)))
+        found = rank_chunk(chunk_of(*map(torch.from_numpy, (scores, relevant, ignored))))
         values = []
         for q in range(4):
             order = np.argsort(BONUS * relevant[q] - scores[q]).tolist()
@@ -327,7 +333,7 @@ def test_trapezoid_and_precision_are_the_revisited_protocols(
 
 
 def single_shot_recalls(p: Problem, ks: tuple[int, ...]) -> torch.Tensor:
-    return recall_single_shot(p.ranking, p.chunk, p.gallery.identities, ks)
+    return recall_single_shot(p.chunk, p.gallery.identities, ks)
 
 
 def test_single_shot_recall_is_the_mean_over_all_draws() -> None:
@@ -367,9 +373,9 @@ def test_single_shot_recall_is_what_torchreid_draws_at_random(torchreid_rank: Mo
 def test_with_one_picture_each_single_shot_recall_is_recall() -> None:
     rng = torch.Generator().manual_seed(0)
     scores, relevant = torch.randn(20, 30, generator=rng), torch.eye(20, 30, dtype=torch.bool)
-    chunk = Chunk(scores, relevant, torch.zeros_like(relevant))
-    found = rank_scores(*chunk)
-    shots = recall_single_shot(found, chunk, torch.arange(30), (1, 5, 10, 40))
+    chunk = chunk_of(scores, relevant, torch.zeros_like(relevant))
+    found = rank_chunk(chunk)
+    shots = recall_single_shot(chunk, torch.arange(30), (1, 5, 10, 40))
     for column, k in enumerate((1, 5, 10, 40)):
         torch.testing.assert_close(shots[:, column], metrics.recall_at(found, k))
 
@@ -387,8 +393,8 @@ def test_many_identities_lose_no_precision() -> None:
     scores[0, ::500] = 1.0
     scores[0, -1] = 0.5
     relevant = torch.arange(500_001)[None] == 500_000
-    chunk = Chunk(scores, relevant, torch.zeros_like(relevant))
-    found = recall_single_shot(rank_scores(*chunk), chunk, torch.arange(500_001) // 500, (1, 10))
+    chunk = chunk_of(scores, relevant, torch.zeros_like(relevant))
+    found = recall_single_shot(chunk, torch.arange(500_001) // 500, (1, 10))
     ahead = [math.comb(1000, j) * 0.002**j * 0.998 ** (1000 - j) for j in range(10)]
     assert found[0].tolist() == pytest.approx([ahead[0], sum(ahead)], rel=1e-12)
 
@@ -434,7 +440,7 @@ def test_a_threshold_lets_as_many_impostors_pass_as_it_may(
         fpr = position / len(scores)
     values = torch.tensor(scores).float()[None]
     none = torch.zeros_like(values, dtype=torch.bool)
-    threshold = Impostors(fpr, len(scores)).see(Chunk(values, none, none)).threshold()
+    threshold = Impostors(fpr, len(scores)).see(chunk_of(values, none, none)).threshold()
     above = sum(score > threshold for score in scores)
     at_least = sum(score >= threshold for score in scores)
     assert above / len(scores) <= fpr
@@ -447,7 +453,7 @@ def test_a_rate_that_floats_cannot_hold_is_met_exactly(pairs: int) -> None:
     scores = torch.arange(float(pairs))[None]
     none = torch.zeros_like(scores, dtype=torch.bool)
     for passing in range(pairs + 1):
-        impostors = Impostors(passing / pairs, pairs).see(Chunk(scores, none, none))
+        impostors = Impostors(passing / pairs, pairs).see(chunk_of(scores, none, none))
         assert int((scores > impostors.threshold()).sum()) == passing
 
 
@@ -455,7 +461,7 @@ def test_attacked_pairs_meet_the_threshold_of_clean_ones() -> None:
     p = Problem.draw(0)
     threshold = fixed(p, 0.3)
     harmless = metrics.accepted(p.ranking, threshold)
-    weaker = rank_scores(p.chunk.scores - 10, p.chunk.relevant, p.chunk.ignored)
+    weaker = rank_chunk(Chunk.of(torch.from_numpy(p.scores).float() - 10, p.judgement))
     assert float(harmless.nansum()) > 0
     assert float(metrics.accepted(weaker, threshold).nansum()) == 0  # although no rank has moved
     assert torch.equal(weaker.positions, p.ranking.positions)
@@ -463,8 +469,9 @@ def test_attacked_pairs_meet_the_threshold_of_clean_ones() -> None:
 
 def test_without_impostors_there_is_no_threshold() -> None:
     p = Problem.draw(0)
-    none = torch.zeros_like(p.chunk.relevant)
-    threshold = Impostors(0.1, 100).see(Chunk(p.chunk.scores, ~none, none)).threshold()
+    none = torch.zeros(6, 40, dtype=torch.bool)
+    chunk = chunk_of(torch.from_numpy(p.scores), ~none, none)
+    threshold = Impostors(0.1, 100).see(chunk).threshold()
     assert math.isnan(threshold)
     assert bool(metrics.accepted(p.ranking, threshold).isnan().all())
     with pytest.raises(ArgumentError, match="within 0 and 1"):
@@ -484,7 +491,8 @@ def test_attack_success_is_counted_among_the_right_queries() -> None:
 def test_a_ranking_is_the_sum_of_its_parts() -> None:
     p = Problem.draw(1)
     parts = [
-        rank_scores(*(values[part] for values in p.chunk)) for part in (slice(0, 2), slice(2, 6))
+        rank_chunk(Chunk(*(values[part] for values in p.chunk)))
+        for part in (slice(0, 2), slice(2, 6))
     ]
     joined = join(parts)
     for metric, _ in DEFINITIONS.values():

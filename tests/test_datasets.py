@@ -63,7 +63,9 @@ def write(path: Path, *lines: str) -> None:
 def relevant(split: Split) -> dict[str, set[str]]:
     """For every query the names that count as right."""
     device = torch.device("cpu")
-    found, _ = judge_for(split)(Labels.of(split.query, device), Labels.of(split.gallery, device))
+    found, _ = judge_for(split)(
+        Labels.of(split.query, device), Labels.of(split.gallery, device)
+    ).masks()
     return {
         name: {split.gallery.names[i] for i in row.nonzero().flatten().tolist()}
         for name, row in zip(split.query.names, found, strict=True)

@@ -21,7 +21,7 @@ from uturn.data.split import Split
 from uturn.errors import DataError, SpecError
 from uturn.retrieval import metrics
 from uturn.retrieval.judge import Labels, judge_for
-from uturn.retrieval.ranking import Ranking, rank_scores
+from uturn.retrieval.ranking import Chunk, Ranking, rank_chunk
 
 WIDTH, HEIGHT = 48, 36
 
@@ -423,7 +423,7 @@ def published(scores: npt.NDArray[np.float64], gnd: list[dict[str, Any]], level:
 def ranked(split: Split, scores: npt.NDArray[np.float64]) -> Ranking:
     device = torch.device("cpu")
     query, gallery = Labels.of(split.query, device), Labels.of(split.gallery, device)
-    return rank_scores(torch.from_numpy(scores), *judge_for(split)(query, gallery))
+    return rank_chunk(Chunk.of(torch.from_numpy(scores).clone(), judge_for(split)(query, gallery)))
 
 
 def test_200_random_problems_score_as_the_benchmark_does(tmp_path: Path) -> None:

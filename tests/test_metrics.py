@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
@@ -18,16 +18,20 @@ from uturn.data.folder import replace_queries
 from uturn.data.pictures import encode
 from uturn.data.split import Split
 from uturn.errors import ArgumentError, DataError, SpecError
-from uturn.retrieval import metrics, ranking
+from uturn.retrieval import counting, metrics, ranking
 from uturn.retrieval.evaluate import evaluate
-from uturn.retrieval.extract import extract_pictures
+from uturn.retrieval.extract import extract_all
 from uturn.retrieval.index import ExactIndex, build_index, top
-from uturn.retrieval.judge import CrossCamera, Labels
-from uturn.retrieval.ranking import rank, rank_scores
+from uturn.retrieval.judge import CrossCamera, Judgement, Labels
+from uturn.retrieval.ranking import Chunk, Ranking, rank, rank_chunk
 from uturn.retrieval.system import RetrievalSystem
 from uturn.victims.victim import Victim
 
 RELEVANT, IGNORED, OTHER = 0, 1, 2
+
+
+def ranked(scores: torch.Tensor, relevant: torch.Tensor, ignored: torch.Tensor) -> Ranking:
+    return rank_chunk(Chunk.of(scores.clone(), Judgement.of(relevant, ignored)))
 
 
 def brute_force(scores: list[float], kinds: list[int]) -> list[int]:
@@ -70,16 +74,34 @@ problems = st.integers(1, 6).flatmap(
 )
 
 
-@given(problems)
-@settings(max_examples=300, deadline=None)
+@pytest.fixture(params=["as it is", "in strips", "looked up"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way to count, as a large gallery or many matches would take it."""
+    if request.param == "in strips":
+        monkeypatch.setattr(counting, "_FEW", 30)
+        monkeypatch.setattr(counting, "_CACHED", 30)
+    elif request.param == "looked up":
+        monkeypatch.setattr(counting, "_FEW", 0)
+        monkeypatch.setattr(counting, "_CACHED", 60)
+
+
+@pytest.mark.usefixtures("way")
+@given(problem=problems)
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_positions_and_metrics_equal_brute_force(problem) -> None:
     scores, kinds = problem
     kind = torch.tensor(kinds)
-    found = rank_scores(torch.tensor(scores).float() / 3, kind == RELEVANT, kind == IGNORED)
+    found = ranked(torch.tensor(scores).float() / 3, kind == RELEVANT, kind == IGNORED)
     for q, (row, labels) in enumerate(zip(scores, kinds, strict=True)):
         expected = brute_force(row, labels)
         assert [p for p in found.positions[q].tolist() if p] == expected
         assert int(found.matches[q]) == len(expected)
+        assert int(found.items[q]) == len(labels) - labels.count(IGNORED)
+        own = [s / 3 for s, k in zip(row, labels, strict=True) if k == RELEVANT]
+        padding = [-math.inf] * (found.scores.shape[1] - len(own))
+        assert found.scores[q].tolist() == pytest.approx(sorted(own, reverse=True) + padding)
         values = [
             float(metrics.first_match(found)[q]),
             float(metrics.recall_at(found, 5)[q]),
@@ -106,7 +128,7 @@ def test_plain_ap_equals_scikit_learn() -> None:
         scores = rng.permutation(40) / 20 - 1  # distinct, negative and positive
         kind = rng.choice([RELEVANT, IGNORED, OTHER], 40, p=[0.2, 0.2, 0.6])
         kind[:2] = RELEVANT, OTHER
-        found = rank_scores(
+        found = ranked(
             torch.tensor(scores)[None].float(),
             torch.tensor(kind == RELEVANT)[None],
             torch.tensor(kind == IGNORED)[None],
@@ -118,20 +140,9 @@ def test_plain_ap_equals_scikit_learn() -> None:
 
 def test_a_collapsed_embedding_scores_zero_and_says_that_it_ties() -> None:
     same = torch.ones(1, 8)
-    found = rank_scores(same, torch.arange(8)[None] == 3, torch.zeros(1, 8, dtype=torch.bool))
+    found = ranked(same, torch.arange(8)[None] == 3, torch.zeros(1, 8, dtype=torch.bool))
     assert float(metrics.recall_at(found, 1)) == 0
     assert bool(found.tied)
-
-
-def test_judge_ignores_junk_and_the_same_camera() -> None:
-    query = Labels(torch.tensor([7, 9]), torch.tensor([1, 2]), torch.arange(2))
-    gallery = Labels(torch.tensor([7, 7, -1, 0, 9]), torch.tensor([1, 2, 2, 1, 2]), torch.arange(5))
-    relevant, ignored = CrossCamera()(query, gallery)
-    assert relevant.tolist() == [[False, True, False, False, False], [False] * 5]
-    assert ignored.tolist() == [
-        [True, False, True, False, False],
-        [False, False, True, False, True],
-    ]
 
 
 def test_chunks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,31 +156,67 @@ def test_chunks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch) -> No
     index = ExactIndex(embeddings)
     arguments = (index, embeddings[:20], labels[:20], labels, CrossCamera())
     whole = rank(*arguments)
-    monkeypatch.setattr(ranking, "_CHUNK", 60 * 3)
-    parts = rank(*arguments)
-    assert torch.equal(
-        metrics.first_match(whole).nan_to_num(), metrics.first_match(parts).nan_to_num()
-    )
-    assert torch.equal(metrics.ap_plain(whole).nan_to_num(), metrics.ap_plain(parts).nan_to_num())
-    assert torch.equal(whole.tied, parts.tied)
+    assert int((whole.matches == 0).sum()) > 0
+    for chunk, rows in ((60 * 3, 1), (0, 7), (60 * 20, 0)):
+        monkeypatch.setattr(ranking, "_CHUNK", chunk)
+        monkeypatch.setattr(ranking, "_ROWS", rows)
+        parts = rank(*arguments)
+        for name, value in vars(whole).items():
+            torch.testing.assert_close(getattr(parts, name), value)
 
 
-def test_the_masks_of_a_benchmark_are_never_whole_in_memory(
+def test_the_scores_of_a_benchmark_are_never_whole_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
 
     class Watching:
-        def __call__(self, query: Labels, gallery: Labels) -> tuple[torch.Tensor, torch.Tensor]:
-            seen.append(len(query) * len(gallery))
-            return CrossCamera()(query, gallery)
+        index = ExactIndex(torch.eye(100))
 
-    monkeypatch.setattr(ranking, "_CHUNK", 1000)
-    embeddings = torch.eye(100)
+        def __len__(self) -> int:
+            return len(self.index)
+
+        def scores(self, queries: torch.Tensor) -> torch.Tensor:
+            seen.append(len(queries))
+            return self.index.scores(queries)
+
     labels = Labels(torch.arange(100), torch.zeros(100, dtype=torch.int64), torch.arange(100))
-    rank(ExactIndex(embeddings), embeddings, labels, labels, Watching())
-    assert sum(seen) == 100 * 100
-    assert max(seen) <= 1000
+    arguments = (Watching(), torch.eye(100), labels, labels, CrossCamera())
+    for chunk, rows, most, size in (
+        (1000, 5, 10**6, 10),  # as many as may be held
+        (1000, 40, 10**6, 40),  # a large gallery: as many as a product needs
+        (100, 40, 3000, 30),  # a huge one: memory comes first
+        (1, 1, 1, 1),
+    ):
+        monkeypatch.setattr(ranking, "_CHUNK", chunk)
+        monkeypatch.setattr(ranking, "_ROWS", rows)
+        monkeypatch.setattr(ranking, "_MOST", most)
+        seen.clear()
+        rank(*arguments)
+        assert sum(seen) == 100
+        assert max(seen) == size
+
+
+def test_a_score_beyond_all_floats_still_has_a_place() -> None:
+    """Squared distances can overflow: such items are last, and the ignored are not among them."""
+    scores = torch.tensor([[-torch.inf, -torch.inf, 1.0, -torch.inf, -torch.inf]])
+    relevant = torch.tensor([[True, False, False, False, True]])
+    ignored = torch.tensor([[False, True, False, False, False]])
+    found = ranked(scores, relevant, ignored)
+    assert found.positions.tolist() == [[3, 4]]
+    assert found.items.tolist() == [4]
+    assert found.tied.tolist() == [True]
+
+
+def test_an_index_leaves_the_features_as_they_are() -> None:
+    features = torch.arange(6.0).view(3, 2)
+    for similarity in ("cosine", "euclidean"):
+        index = build_index("exact", features, similarity)
+        once = index.scores(features)
+        again = index.scores(features)
+        once.zero_()
+        torch.testing.assert_close(index.scores(features), again)
+    assert torch.equal(features, torch.arange(6.0).view(3, 2))
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
@@ -210,7 +257,7 @@ def test_evaluate_reports_every_metric_of_one_ranking(glyph_victim: Victim) -> N
     split = few_glyphs()
     values = evaluate(glyph_victim, split, progress=False)
     gallery, query = (
-        extract_pictures(glyph_victim, pictures, range(len(pictures)))
+        extract_all(glyph_victim, pictures, "pictures", progress=False)
         for pictures in (split.gallery, split.query)
     )
     system = RetrievalSystem.build(glyph_victim, split, gallery)

@@ -354,8 +354,8 @@ def _unbounded(tell: _Teller, beyond: Trial) -> Finding:
     bench, name = tell.bench, "unbounded"
     interval = identity_bootstrap(beyond.hits, bench.split.query.identities, bench.seed)
     low = interval[0] if interval else beyond.recall
-    relevant, ignored = bench.system.judge(bench.labels, bench.system.gallery)
-    chance = float((relevant.sum(1) / (~ignored).sum(1).clamp(min=1)).mean())
+    judgement = bench.system.judge(bench.labels, bench.system.gallery)
+    chance = float((judgement.matches / judgement.items.clamp(min=1)).mean())
     numbers: dict[str, Number] = {
         "recall@1": beyond.recall,
         "at least (95 %)": low,

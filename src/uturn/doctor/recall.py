@@ -18,8 +18,8 @@ from uturn.doctor.patient import Patient
 from uturn.retrieval import metrics
 from uturn.retrieval.extract import extract_decoded
 from uturn.retrieval.index import build_index
-from uturn.retrieval.judge import Labels, judge_for
-from uturn.retrieval.ranking import rank_scores
+from uturn.retrieval.judge import Judgement, Labels, judge_for
+from uturn.retrieval.ranking import Chunk, rank_chunk
 from uturn.rng import generator
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim
@@ -116,7 +116,7 @@ class _Task:
             nothing = np.zeros(len(query))
             return _Scored(nothing, nothing)
         scores = build_index("exact", gallery, victim.similarity).scores(query)
-        ranking = rank_scores(scores, self.relevant, self.ignored)
+        ranking = rank_chunk(Chunk.of(scores, Judgement.of(self.relevant, self.ignored)))
         return _Scored(metrics.recall_at(ranking, 1).numpy(), metrics.ap_plain(ranking).numpy())
 
 
@@ -125,9 +125,8 @@ def _task(preprocessing: Preprocessing, split: Split, queries: int, seed: int) -
     draw = generator(seed, split.name, "doctor's ranking")
     asked = draw.permutation(len(split.query))[:queries]
     cpu = torch.device("cpu")
-    relevant, ignored = judge_for(split)(
-        Labels.of(split.query.subset(asked), cpu), Labels.of(split.gallery, cpu)
-    )
+    labels = Labels.of(split.query.subset(asked), cpu), Labels.of(split.gallery, cpu)
+    relevant, ignored = judge_for(split)(*labels).masks()
     rows = relevant.any(1).nonzero()[:, 0]
     identities = split.query.identities[asked][rows.numpy()]
     if len(np.unique(identities)) < _FEWEST:

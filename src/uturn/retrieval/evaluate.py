@@ -20,7 +20,7 @@ from uturn.retrieval.classification import TOPS, classifies, label_ranks
 from uturn.retrieval.extract import chunks, extract_all
 from uturn.retrieval.intervals import identity_bootstrap, query_bootstrap, weighted_mean
 from uturn.retrieval.judge import Labels
-from uturn.retrieval.ranking import Ranking, join, rank_scores, scored
+from uturn.retrieval.ranking import Ranking, join, rank_chunk, scored
 from uturn.retrieval.rerank import asks_all_at_once
 from uturn.retrieval.single_shot import recall_single_shot
 from uturn.retrieval.system import RetrievalSystem, require_matches
@@ -146,12 +146,10 @@ class _Answers:
         rankings, recalls = list[Ranking](), list[Tensor]()
         impostors = Impostors(metrics.FPR, len(labels) * len(gallery))
         for chunk in scored(system.index, features, labels, gallery, system.judge):
-            rankings.append(rank_scores(*chunk))
+            rankings.append(rank_chunk(chunk))
             impostors = impostors.see(chunk)
             if protocol == "cross-camera":
-                recalls.append(
-                    recall_single_shot(rankings[-1], chunk, gallery.identities, metrics.RECALLS)
-                )
+                recalls.append(recall_single_shot(chunk, gallery.identities, metrics.RECALLS))
         return cls(
             str(system.index),
             features,

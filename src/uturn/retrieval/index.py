@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, final, get_args
 
 import torch
@@ -13,6 +14,9 @@ from uturn import specs
 from uturn.errors import ArgumentError
 from uturn.types import Similarity
 
+_ROWS = 4096
+"""Features that are worked on at a time, so that a pass over a gallery needs no second one."""
+
 
 class Index(Protocol):
     """A gallery that can be asked. Its ``str`` names it in result rows."""
@@ -20,7 +24,10 @@ class Index(Protocol):
     def __len__(self) -> int: ...
 
     def scores(self, queries: Tensor) -> Tensor:
-        """Scores ``(Q, G)`` of raw query features ``(Q, D)`` against the whole gallery."""
+        """Scores ``(Q, G)`` of raw query features ``(Q, D)`` against the whole gallery.
+
+        Whoever asks may write to them.
+        """
         ...
 
 
@@ -54,8 +61,12 @@ class ExactIndex:
     def scores(self, queries: Tensor) -> Tensor:
         if self.similarity == "cosine":
             return F.normalize(queries, dim=1) @ self.features.T
-        squares = queries.square().sum(1)[:, None] + self.features.square().sum(1)
-        return 2 * queries @ self.features.T - squares
+        scores = 2 * queries @ self.features.T
+        return scores.sub_(_squares(queries)[:, None] + self._squares)
+
+    @cached_property
+    def _squares(self) -> Tensor:
+        return _squares(self.features)
 
 
 def build_index(spec: str, features: Tensor, published: Similarity) -> Index:
@@ -78,13 +89,19 @@ def build_index(spec: str, features: Tensor, published: Similarity) -> Index:
 
 def require_finite(features: Tensor, what: str) -> None:
     """Raise `ArgumentError` if any feature ``(N, D)`` holds NaN or infinity."""
-    finite = features.isfinite().all(1)
-    if not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
+    # A sum that is finite is of finite numbers; only of the others are the numbers looked at.
+    suspects = (~features.sum(1).isfinite()).nonzero()[:, 0]
+    broken = suspects[~features[suspects].isfinite().all(1)]
+    if len(broken):
         raise ArgumentError(
-            f"{int((~finite).sum())} of {len(finite)} {what} features are not finite (first: "
-            f"number {first}); the victim's weights or preprocessing are broken"
+            f"{len(broken)} of {len(features)} {what} features are not finite (first: "
+            f"number {int(broken[0])}); the victim's weights or preprocessing are broken"
         )
+
+
+def _squares(features: Tensor) -> Tensor:
+    """Squared lengths ``(N,)``, without another table as large as the features."""
+    return torch.cat([part.square().sum(1) for part in torch.split(features, _ROWS)])
 
 
 def top(scores: Tensor, ignored: Tensor, k: int) -> tuple[Tensor, Tensor]:

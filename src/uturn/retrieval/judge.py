@@ -5,14 +5,55 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, final
+from functools import cached_property
+from typing import NamedTuple, Protocol, final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from uturn import specs
 from uturn.data.pictures import Pictures
 from uturn.data.split import JUNK, Listing, Split
+
+
+class Pairs(NamedTuple):
+    """Queries and gallery items, pair by pair: ``(N,)`` int64 each. Rows ascend."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def where(self, kept: Tensor) -> Pairs:
+        """Those of the pairs where ``kept`` ``(N,)`` is true."""
+        return Pairs(self.rows[kept], self.columns[kept])
+
+    def per_row(self, rows: int) -> Tensor:
+        """How many pairs each of ``rows`` queries is in: ``(Q,)`` int64."""
+        return torch.bincount(self.rows, minlength=rows)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """Numbers ``(G,)`` sorted once, so that all who bear one are found without a look at others."""
+
+    numbers: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> Lookup:
+        """The lookup of ``numbers`` ``(G,)`` int64."""
+        return cls(*torch.sort(numbers, stable=True))
+
+    def bearers(self, wanted: Tensor) -> Pairs:
+        """Who bears each of the ``wanted`` ``(Q,)``, in the order they stand in."""
+        first = torch.searchsorted(self.numbers, wanted)
+        found = torch.searchsorted(self.numbers, wanted, right=True) - first
+        skip = first - (found.cumsum(0) - found)
+        rows = torch.repeat_interleave(found)
+        places = torch.arange(len(rows), device=wanted.device) + skip[rows]
+        return Pairs(rows, self.order[places])
 
 
 @final
@@ -39,19 +80,75 @@ class Labels:
     def __getitem__(self, part: slice | Tensor) -> Labels:
         return Labels(self.identities[part], self.cameras[part], self.ids[part])
 
+    @cached_property
+    def by_identity(self) -> Lookup:
+        """Who has an identity."""
+        return Lookup.of(self.identities)
+
+    @cached_property
+    def by_id(self) -> Lookup:
+        """Who has a name's number."""
+        return Lookup.of(self.ids)
+
+    @cached_property
+    def junk(self) -> Tensor:
+        """Which pictures are junk: ``(J,)`` int64."""
+        return (self.identities == JUNK).nonzero()[:, 0]
+
 
 def _ids(names: Iterable[str]) -> list[int]:
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
     return [int.from_bytes(digest, "little", signed=True) for digest in digests]
 
 
-class Judge(Protocol):
-    """Returns two boolean masks ``(Q, G)``, relevant and ignored; no item is both.
+@final
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What is relevant and what is ignored for Q queries of a gallery of G items, as lists.
 
-    Called on chunks, so that the masks of a whole benchmark are never in memory.
+    Of a benchmark's items few are either, so lists are short where masks ``(Q, G)`` are not. No
+    item is in two of the lists, nor twice in one.
     """
 
-    def __call__(self, query: Labels, gallery: Labels) -> tuple[Tensor, Tensor]: ...
+    queries: int
+    gallery: int
+    relevant: Pairs
+    ignored: Pairs
+    """What is ignored for one query."""
+    junk: Tensor
+    """What is ignored for all of them: ``(J,)`` gallery items."""
+
+    @classmethod
+    def of(cls, relevant: Tensor, ignored: Tensor) -> Judgement:
+        """The judgement of two boolean masks ``(Q, G)`` that have no item in common."""
+        one, other = (Pairs(*mask.nonzero(as_tuple=True)) for mask in (relevant, ignored))
+        nothing = torch.empty(0, dtype=torch.int64, device=relevant.device)
+        return cls(len(relevant), relevant.shape[1], one, other, junk=nothing)
+
+    @property
+    def matches(self) -> Tensor:
+        """How many items are relevant to each query: ``(Q,)`` int64."""
+        return self.relevant.per_row(self.queries)
+
+    @property
+    def items(self) -> Tensor:
+        """How many items are not ignored for each query: ``(Q,)`` int64."""
+        return self.gallery - len(self.junk) - self.ignored.per_row(self.queries)
+
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """Relevant and ignored as boolean masks ``(Q, G)``, for few queries."""
+        shape, device = (self.queries, self.gallery), self.junk.device
+        relevant, ignored = torch.zeros((2, *shape), dtype=torch.bool, device=device)
+        relevant[self.relevant] = True
+        ignored[self.ignored] = True
+        ignored[:, self.junk] = True
+        return relevant, ignored
+
+
+class Judge(Protocol):
+    """Says what is relevant to queries and what is ignored for them."""
+
+    def __call__(self, query: Labels, gallery: Labels) -> Judgement: ...
 
 
 @final
@@ -65,11 +162,11 @@ class CrossCamera:
     Source: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015.
     """
 
-    def __call__(self, query: Labels, gallery: Labels) -> tuple[Tensor, Tensor]:
-        same = query.identities[:, None] == gallery.identities  # (Q, G)
-        near = query.cameras[:, None] == gallery.cameras
-        junk = gallery.identities == JUNK  # (G,)
-        return same & ~near & ~junk, (same & near) | junk
+    def __call__(self, query: Labels, gallery: Labels) -> Judgement:
+        same = _same_identity(query, gallery)
+        near = query.cameras[same.rows] == gallery.cameras[same.columns]
+        relevant, ignored = same.where(~near), same.where(near)
+        return Judgement(len(query), len(gallery), relevant, ignored, gallery.junk)
 
 
 @final
@@ -84,10 +181,17 @@ class SameIdentity:
     CVPR 2016.
     """
 
-    def __call__(self, query: Labels, gallery: Labels) -> tuple[Tensor, Tensor]:
-        same = query.identities[:, None] == gallery.identities  # (Q, G)
-        ignored = (query.ids[:, None] == gallery.ids) | (gallery.identities == JUNK)
-        return same & ~ignored, ignored
+    def __call__(self, query: Labels, gallery: Labels) -> Judgement:
+        itself = gallery.by_id.bearers(query.ids)
+        itself = itself.where(gallery.identities[itself.columns] != JUNK)
+        same = _same_identity(query, gallery)
+        relevant = same.where(query.ids[same.rows] != gallery.ids[same.columns])
+        return Judgement(len(query), len(gallery), relevant, itself, gallery.junk)
+
+
+def _same_identity(query: Labels, gallery: Labels) -> Pairs:
+    same = gallery.by_identity.bearers(query.identities)
+    return same.where(query.identities[same.rows] != JUNK)
 
 
 @final
@@ -101,15 +205,22 @@ class Listed:
     def __init__(self, listings: Mapping[str, Listing]) -> None:
         self._by_id = dict(zip(_ids(listings), listings.values(), strict=True))
 
-    def __call__(self, query: Labels, gallery: Labels) -> tuple[Tensor, Tensor]:
-        relevant = torch.zeros(len(query), len(gallery), dtype=torch.bool)
-        ignored = relevant.clone()
-        for row, number in enumerate(query.ids.tolist()):
-            listing = self._by_id[number]
-            relevant[row, torch.from_numpy(listing.relevant)] = True
-            ignored[row, torch.from_numpy(listing.ignored)] = True
+    def __call__(self, query: Labels, gallery: Labels) -> Judgement:
+        listings = [self._by_id[number] for number in query.ids.tolist()]
         device = gallery.identities.device
-        return (relevant & ~ignored).to(device), ignored.to(device)
+
+        def pairs(columns: list[npt.NDArray[np.int64]]) -> Pairs:
+            rows = np.repeat(np.arange(len(columns)), [len(part) for part in columns])
+            items = np.concatenate([*columns, np.empty(0, np.int64)])
+            return Pairs(torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device))
+
+        return Judgement(
+            len(query),
+            len(gallery),
+            pairs([np.setdiff1d(listing.relevant, listing.ignored) for listing in listings]),
+            pairs([np.unique(listing.ignored) for listing in listings]),
+            junk=torch.empty(0, dtype=torch.int64, device=device),
+        )
 
 
 def judge_for(split: Split) -> Judge:

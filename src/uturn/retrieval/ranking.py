@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uturn.errors import ArgumentError
+from uturn.retrieval.counting import at_least
 from uturn.retrieval.index import Index, require_finite
-from uturn.retrieval.judge import Judge, Labels
+from uturn.retrieval.judge import Judge, Judgement, Labels
 
-_CHUNK = 4_000_000
-"""Scores held at a time: 16 MB, and some 100 MB of masks and counts made from them."""
+_CHUNK, _ROWS, _MOST = 4_000_000, 64, 64_000_000
+"""Scores held at a time: 16 MB, which memory is used again for; of a large gallery those of 64
+queries, which a product of matrices needs to be quick, but at most 256 MB."""
 
 TIES = "an irrelevant item tied with a relevant one is ranked ahead of it"
 """The tie policy. A victim whose scores all tie (a collapsed embedding) scores 0, not 1;
@@ -50,11 +52,32 @@ class Ranking:
 
 
 class Chunk(NamedTuple):
-    """Some queries against the whole gallery: scores and the judge's two masks, ``(q, G)``."""
+    """Some queries' scores against the whole gallery, parted by what the judge says."""
 
-    scores: Tensor
-    relevant: Tensor
-    ignored: Tensor
+    genuine: Tensor
+    """``(q, P)``: the scores of the relevant items, descending; padded with -inf."""
+
+    impostors: Tensor
+    """``(q, G)``: the scores of the items that are irrelevant; -inf for all others."""
+
+    matches: Tensor
+    """``(q,)`` int64: how many items are relevant."""
+
+    items: Tensor
+    """``(q,)`` int64: how many items are not ignored."""
+
+    @classmethod
+    def of(cls, scores: Tensor, judgement: Judgement) -> Chunk:
+        """Part ``scores`` ``(q, G)`` (larger = closer, any sign), which become the impostors'."""
+        matches, (row, column) = judgement.matches, judgement.relevant
+        width = int(matches.max()) if len(matches) else 0
+        genuine = scores.new_full((len(scores), width), -torch.inf)
+        slot = torch.arange(len(row), device=row.device) - (matches.cumsum(0) - matches)[row]
+        genuine[row, slot] = scores[row, column]
+        scores[row, column] = -torch.inf
+        scores[judgement.ignored.rows, judgement.ignored.columns] = -torch.inf
+        scores.index_fill_(1, judgement.junk, -torch.inf)
+        return cls(genuine.sort(1, descending=True).values, scores, matches, judgement.items)
 
 
 def scored(
@@ -73,15 +96,16 @@ def scored(
             f"{len(index)} gallery features for {len(gallery)} labels: one label per picture"
         )
     require_finite(queries, "query")
-    size = max(1, _CHUNK // max(1, len(gallery)))
+    items = max(1, len(gallery))
+    size = max(1, _CHUNK // items, min(_ROWS, _MOST // items))
     for begin in range(0, max(1, len(queries)), size):
         part = slice(begin, begin + size)
-        yield Chunk(index.scores(queries[part]), *judge(query[part], gallery))
+        yield Chunk.of(index.scores(queries[part]), judge(query[part], gallery))
 
 
 def rank(index: Index, queries: Tensor, query: Labels, gallery: Labels, judge: Judge) -> Ranking:
     """Rank the gallery for query features ``(Q, D)``; raises as `scored` does."""
-    return join([rank_scores(*chunk) for chunk in scored(index, queries, query, gallery, judge)])
+    return join([rank_chunk(chunk) for chunk in scored(index, queries, query, gallery, judge)])
 
 
 def join(parts: Sequence[Ranking]) -> Ranking:
@@ -100,38 +124,17 @@ def join(parts: Sequence[Ranking]) -> Ranking:
     )
 
 
-def rank_scores(scores: Tensor, relevant: Tensor, ignored: Tensor) -> Ranking:
-    """Rank by ``scores`` ``(Q, G)`` (larger = closer, any sign) under two masks ``(Q, G)``.
+def rank_chunk(chunk: Chunk) -> Ranking:
+    """Where the relevant items of a chunk stand.
 
-    The k-th best relevant item stands at k + #{irrelevant items that score at least as much}.
+    The k-th best stands at k + #{irrelevant items that score at least as much}.
     """
-    queries = len(scores)
-    matches = relevant.sum(1)  # (Q,)
-    width = int(matches.max()) if queries else 0
-    # The relevant items' scores, ascending, behind a padding of +inf that nothing reaches.
-    thresholds = scores.new_full((queries, width), torch.inf)
-    row, column = relevant.nonzero(as_tuple=True)
-    starts = matches.cumsum(0) - matches
-    slot = torch.arange(len(row), device=scores.device) - starts[row]
-    thresholds[row, slot] = scores[row, column]
-    thresholds = thresholds.sort(1).values  # (Q, P)
-
-    # How many thresholds an irrelevant item reaches, counted per query and per number.
-    reached = torch.searchsorted(thresholds, scores.contiguous(), right=True)  # (Q, G)
-    counted = ~(relevant | ignored)
-    offset = torch.arange(queries, device=scores.device)[:, None] * (width + 1)
-    histogram = torch.bincount((reached + offset)[counted], minlength=queries * (width + 1)).view(
-        queries, width + 1
-    )
-    at_least = histogram.flip(1).cumsum(1).flip(1)[:, 1:]  # (Q, P): items ≥ threshold j
-
-    order = matches[:, None] - torch.arange(width, device=scores.device)  # k of threshold j
-    positions = torch.where(order > 0, order + at_least, torch.iinfo(torch.int64).max)
-    positions = positions.sort(1).values  # best match first
-    positions[positions == torch.iinfo(torch.int64).max] = 0
-
-    best = thresholds.gather(1, (matches - 1).clamp(min=0)[:, None]) if width else thresholds
-    tied = ((scores == best) & counted).any(1) & (matches > 0) if width else matches.bool()
-    # Positions ascend as scores descend.
-    ladder = torch.where(order > 0, thresholds, -torch.inf).sort(1, descending=True).values
-    return Ranking(positions, matches, tied, items=(~ignored).sum(1), scores=ladder)
+    genuine, impostors, matches, items = chunk
+    some, k = matches > 0, torch.arange(1, genuine.shape[1] + 1, device=genuine.device)
+    higher = genuine[:, :1].nextafter(genuine.new_tensor(torch.inf))  # than the best, just so
+    reach = at_least(impostors, torch.cat([higher, genuine], 1), matches + some)
+    # No more than there are: where a score itself is -inf, what does not count reaches it.
+    ahead = reach.minimum((items - matches)[:, None])  # (q, 1 + P)
+    positions = (k + ahead[:, 1:]).where(k <= matches[:, None], 0)
+    tied = (ahead[:, :1] < ahead[:, 1:2]).any(1) & some
+    return Ranking(positions, matches, tied, items, scores=genuine)

@@ -9,22 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uturn.retrieval.ranking import Chunk, Ranking
+from uturn.retrieval.ranking import Chunk
 
 _CELLS = 1_000_000
 """Probabilities held at a time; some ten times their 8 MB are made from them."""
 
 
-def recall_single_shot(
-    ranking: Ranking, chunk: Chunk, identities: Tensor, ks: tuple[int, ...]
-) -> Tensor:
+def recall_single_shot(chunk: Chunk, identities: Tensor, ks: tuple[int, ...]) -> Tensor:
     """Expected recall among the first k, for each of ``ks``, one picture per identity: ``(Q, K)``.
 
-    ``ranking`` is that of ``chunk``, ``identities`` ``(G,)`` are the gallery's. One of the
-    query's relevant items p is drawn, and one item of every other identity i, all at random and
-    independently; what is ignored is never drawn. i is ahead of p with the probability q_i(p)
-    that its item scores at least as much (a tie goes to the irrelevant item, `ranking.TIES`).
-    How many are ahead then follows the Poisson-binomial distribution of all q_i(p), so
+    ``identities`` ``(G,)`` are the gallery's. One of the query's relevant items p is drawn, and
+    one item of every other identity i, all at random and independently; what is ignored is never
+    drawn. i is ahead of p with the probability q_i(p) that its item scores at least as much (a
+    tie goes to the irrelevant item, `ranking.TIES`). How many are ahead then follows the
+    Poisson-binomial distribution of all q_i(p), so
 
         recall@k = mean over p of P(fewer than k ahead),
 
@@ -37,31 +35,31 @@ def recall_single_shot(
     gallery when it reads the data, is ignored here.
     """
     known, identity = torch.unique(identities, return_inverse=True)
-    width = ranking.scores.shape[1]
-    rows = max(1, _CELLS // max(1, len(known) * (width + 1)))
-    parts = [torch.split(values, rows) for values in (ranking.scores, *chunk)]
-    total = torch.cat(
-        [
-            _total(scores, Chunk(*part), identity, len(known), ks)
-            for scores, *part in zip(*parts, strict=True)
-        ]
-    )
-    return total / ranking.matches[:, None]  # 0/0 = NaN without a relevant item
+    rows = max(1, _CELLS // max(1, len(known) * (chunk.genuine.shape[1] + 1)))
+    totals = list[Tensor]()
+    for part in zip(*(torch.split(values, rows) for values in chunk), strict=True):
+        genuine, impostors, matches, _ = part
+        width = int(matches.max()) if len(matches) else 0
+        totals.append(_total(genuine[:, :width], impostors, identity, len(known), ks))
+    total = torch.cat(totals)
+    return total / chunk.matches[:, None]  # 0/0 = NaN without a relevant item
 
 
-def _total(p: Tensor, chunk: Chunk, identity: Tensor, people: int, ks: tuple[int, ...]) -> Tensor:
+def _total(
+    p: Tensor, impostors: Tensor, identity: Tensor, people: int, ks: tuple[int, ...]
+) -> Tensor:
     """Sum over relevant items, of scores ``p`` ``(Q, P)``, of P(fewer than k ahead): ``(Q, K)``.
 
     ``identity`` ``(G,)`` counts from 0 to ``people`` − 1.
     """
-    others, queries = ~(chunk.relevant | chunk.ignored), len(p)
+    others, queries = impostors > -torch.inf, len(p)
     cells = identity * queries + torch.arange(queries, device=p.device)[:, None]  # (Q, G)
     drawn_from = cells[others].bincount(minlength=people * queries).view(people, queries, 1)
 
     total = torch.zeros(queries, len(ks), dtype=torch.float64, device=p.device)
     for block in torch.split(p, max(1, _CELLS // max(1, people * queries)), dim=1):
         steps = block.shape[1] + 1  # (Q, b), descending, -inf = padding
-        reached = torch.searchsorted(block.flip(1), chunk.scores.contiguous(), right=True)
+        reached = torch.searchsorted(block.flip(1), impostors, right=True)
         counts = (cells * steps + reached)[others].bincount(minlength=people * queries * steps)
         ahead = counts.view(people, queries, steps).flip(2).cumsum(2)[:, :, :-1]  # items ≥ score
         q = ahead.double() / drawn_from.clamp(min=1)  # (I, Q, b)

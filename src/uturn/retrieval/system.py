@@ -78,7 +78,7 @@ class RetrievalSystem:
 
         What the judge ignores is left out, so a small gallery can give fewer.
         """
-        relevant, ignored = self.judge(query, self.gallery)
+        relevant, ignored = self.judge(query, self.gallery).masks()
         items, scores = top(self.index.scores(features), ignored, k)
         right, left_out = relevant.gather(1, items), ignored.gather(1, items)
         columns = (items.tolist(), scores.tolist(), right.tolist(), left_out.tolist())
@@ -106,7 +106,7 @@ def require_matches(split: Split) -> None:
     judge, cpu = judge_for(split), torch.device("cpu")
     query, gallery = Labels.of(split.query, cpu), Labels.of(split.gallery, cpu)
     if not any(
-        bool(judge(query[slice(i, i + 64)], gallery)[0].any()) for i in range(0, len(query), 64)
+        len(judge(query[slice(i, i + 64)], gallery).relevant.rows) for i in range(0, len(query), 64)
     ):
         raise DataError(
             f"none of the {len(query)} queries of {split.name} has a relevant picture in the "

@@ -16,6 +16,9 @@ from torch import Tensor
 from uturn.errors import ArgumentError
 from uturn.retrieval.ranking import Chunk
 
+_SCORES = 4_000_000
+"""Scores looked through at a time; where all are taken, ten times their 16 MB are at work."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -26,8 +29,10 @@ class Impostors:
     fpr·pairs + 2 highest scores, and no more than twice as many are kept.
 
     >>> seen = Impostors(fpr=0.25, pairs=8)
+    >>> from uturn.retrieval.judge import Judgement
     >>> items = torch.arange(8)[None]
-    >>> seen.see(Chunk(items / 8, relevant=items > 4, ignored=items == 4)).threshold()
+    >>> judgement = Judgement.of(relevant=items > 4, ignored=items == 4)
+    >>> seen.see(Chunk.of(items / 8, judgement)).threshold()
     0.25
 
     Raises:
@@ -45,15 +50,18 @@ class Impostors:
 
     def see(self, chunk: Chunk) -> Impostors:
         """The same with the impostor pairs of ``chunk``."""
-        scores = chunk.scores[~(chunk.relevant | chunk.ignored)]
-        count, kept = self.count + len(scores), int(self.fpr * self.pairs) + 2
-        if self.highest is not None:
-            if len(self.highest) >= kept:  # what is lower than all of them changes nothing
-                scores = scores[scores > self.highest.min()]
-            scores = torch.cat([self.highest, scores])
-        if len(scores) > 2 * kept:  # cut now and then: cutting is what costs
-            scores = scores.topk(kept).values
-        return replace(self, count=count, highest=scores)
+        highest, kept = self.highest, int(self.fpr * self.pairs) + 2
+        rows = max(1, _SCORES // max(1, chunk.impostors.shape[1]))
+        for part in torch.split(chunk.impostors, rows):
+            floor = -math.inf
+            if highest is not None and len(highest) >= kept:
+                floor = float(highest.min())  # what is lower than all of them changes nothing
+            found = part[part > floor]
+            highest = found if highest is None else torch.cat([highest, found])
+            if len(highest) > 2 * kept:  # cut now and then: cutting is what costs
+                highest = highest.topk(kept).values
+        count = int((chunk.items - chunk.matches).sum())
+        return replace(self, count=self.count + count, highest=highest)
 
     def threshold(self) -> float:
         """The least score that no more than ``fpr`` of the impostor pairs lie above.
@@ -67,6 +75,6 @@ class Impostors:
             return math.nan
         about = int(self.fpr * self.count)  # a product of floats can be off by one
         allowed = next(m for m in (about + 1, about, about - 1) if m / self.count <= self.fpr)
-        if allowed >= self.count:
+        if allowed >= len(self.highest):
             return -math.inf
         return float(self.highest.topk(allowed + 1).values[-1])

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from uturn.attacks.objectives import lowers
 from uturn.attacks.problem import knowledge
-from uturn.data.split import JUNK, Split
+from uturn.data.split import Split
 from uturn.retrieval import metrics
+from uturn.retrieval.counting import at_least
 from uturn.retrieval.extract import extract_decoded
 from uturn.retrieval.index import Index, build_index, top
 from uturn.retrieval.judge import Labels
@@ -76,7 +77,7 @@ class Insider:
         wanted = knowledge(job.attack) if job.attack else ()
         if job.attack is None or not {"targets", "candidates", "queries"} & set(wanted):
             return None
-        relevant, ignored = self.system.judge(labels, self.system.gallery)
+        relevant, ignored = self.system.judge(labels, self.system.gallery).masks()
         if lowers(job.attack.objective):  # what stands at the top is to fall
             chosen = top(self.system.index.scores(features), ignored, CHOSEN)[0]
         else:
@@ -96,7 +97,7 @@ class Insider:
         wanted = knowledge(job.attack) if job.attack else ()
         if not wanted:
             return Scene()
-        relevant, ignored = self.system.judge(labels, self.system.gallery)
+        relevant, ignored = self.system.judge(labels, self.system.gallery).masks()
         given = None if goal is None else self.features[goal.chosen]
         rivals = None
         if "others" in wanted:
@@ -138,12 +139,13 @@ class Insider:
 
     def _as_query(self, goal: Goal, labels: Labels, features: Tensor) -> tuple[Tensor, Tensor]:
         """Places of the chosen items in the attacked pictures' rankings."""
-        _, ignored = self.system.judge(labels, self.system.gallery)
-        scores = self.system.index.scores(features).masked_fill(ignored, -torch.inf)
-        own = scores.gather(1, goal.chosen)  # (B, M)
+        judgement = self.system.judge(labels, self.system.gallery)
+        _, ignored = judgement.masks()
+        scores = self.system.index.scores(features).masked_fill_(ignored, -torch.inf)
+        own = scores.gather(1, goal.chosen).sort(1, descending=True).values  # (B, M)
         # An item reaches its own score, so 1 is first.
-        places = torch.stack([(scores >= one[:, None]).sum(1) for one in own.T], 1)
-        return places, (~ignored).sum(1)
+        places = at_least(scores, own, torch.full_like(judgement.items, own.shape[1]))
+        return places, judgement.items
 
     def _as_candidate(self, goal: Goal, labels: Labels, features: Tensor) -> tuple[Tensor, Tensor]:
         """Places of the attacked pictures as gallery items, asked by the chosen ones.
@@ -151,16 +153,15 @@ class Insider:
         By the plain index: the scores of a re-ranking depend on who else is in the gallery.
         """
         pictures = build_index(self.index, features, self.victim.similarity)
-        counted = self.system.gallery.identities != JUNK
-        places = []
+        junk, places = self.system.gallery.junk, list[Tensor]()
         for column in goal.chosen.T:  # (B,)
             asked = self.features[column]
             scores = self.plain.scores(asked)  # (B, G)
             own = pictures.scores(asked).diagonal()[:, None]
-            ahead = (scores >= own) & counted
-            ahead.scatter_(1, column[:, None], False)  # whoever asks does not find itself
-            places.append(1 + ahead.sum(1))
-        return torch.stack(places, 1), counted.sum().expand(len(features))
+            scores.scatter_(1, column[:, None], -torch.inf)  # whoever asks does not find itself
+            scores.index_fill_(1, junk, -torch.inf)
+            places.append(1 + at_least(scores, own, torch.ones_like(column)))
+        return torch.cat(places, 1), torch.full_like(column, len(self.plain) - len(junk))
 
     def _lost(self, images: Tensor, labels: Labels) -> Tensor:
         features = extract_decoded(self.victim, map(to_picture, images))
