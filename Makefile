@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 PRESET ?= cpu
 
-.PHONY: demo test check reproduce timings weights clean
+.PHONY: demo test check bench reproduce timings weights clean
 
 demo: $(VENV)/.core  ## The main job on the embedded default.
 	$(BIN)/uturn demo
@@ -15,9 +15,12 @@ test: $(VENV)/.dev  ## The test suite; what this machine lacks is skipped with a
 	$(BIN)/python -m pytest -m "not slow"
 
 check: $(VENV)/.dev  ## Format, lint, types.
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
+
+bench: $(VENV)/.bench  ## Ours, each peer and the limit, as ratios in one run.
+	$(BIN)/python -m benchmarks
 
 reproduce: $(VENV)/.train  ## Every experiment of the paper; PRESET=cpu, gpu or paper.
 	$(BIN)/uturn reproduce all --preset $(PRESET)
@@ -48,4 +51,10 @@ $(VENV)/.train: $(VENV)/.core
 
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) --editable ".[dev]"
+	@touch $@
+
+# torchattacks asks for a requests that the rest cannot live with, and works with any.
+$(VENV)/.bench: $(VENV)/.core
+	$(PIP) --editable ".[bench]"
+	$(PIP) --no-deps torchattacks
 	@touch $@

@@ -1,0 +1,258 @@
+"""The gradient step: a whole U-turn on one batch, told per step, and what is left of Recall@1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import original
+from benchmarks.harness import Case, Contender, Do, Done, MissingError, Target
+from benchmarks.peers import PEERS, Embedding, Turn, Turned, as_loaded
+from benchmarks.setting import EAGER, OURS, Setting
+from uturn.attacks import load_attack
+from uturn.attacks.problem import Batch
+from uturn.sweep import Plan, run
+from uturn.victims.load import load_victim
+from uturn.victims.victim import Victim, to_pixels
+
+EPS, STEPS = 16, 10
+"""The budget holds all steps, so that nobody is stopped by it sooner than another."""
+
+BARE = "bare eager forward and backward"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """OSNet x0.25, ResNet-50; then Recall@1 on real queries where there are any."""
+    for architecture in ("osnet_x0_25", "resnet50"):
+        yield turning(setting, architecture)
+    yield outcome(setting)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One batch that everybody turns from the same start: a level up or down in every value."""
+
+    victim: Victim
+    """Eager and in float32."""
+    images: Tensor
+    """uint8 ``(B, 3, H, W)``."""
+    started: Tensor
+    names: list[str]
+    home: Tensor
+    """Unit features of ``images``, ``(B, D)``."""
+    steps: int
+
+    @property
+    def attack(self) -> str:
+        """Ours, as a spec."""
+        return f"odfa:steps={self.steps}"
+
+    @classmethod
+    def of(cls, setting: Setting, architecture: str) -> Problem:
+        """32 pictures at 256×128."""
+        victim = load_victim(setting.spec(architecture, OURS[EAGER]), DEVICE)
+        images = victim.grid(setting.pictures(setting.size(32, 3)))
+        names, steps = [f"picture {i}" for i in range(len(images))], setting.size(STEPS, 3)
+        attack = load_attack(f"odfa:steps={steps}", eps=EPS)
+        # The start is drawn from (seed, name), whoever climbs from it.
+        problem = attack.pose(Batch(victim, images, names=names))  # type: ignore[attr-defined]
+        started = problem.clean + problem.start("sign")
+        with torch.no_grad():
+            home = victim.embed(to_pixels(images))
+        return cls(victim, images, started.to(torch.uint8), names, home, steps)
+
+
+def turning(setting: Setting, architecture: str) -> Case:
+    """Bare passes, ours, the peers and the original on one batch."""
+    problem = Problem.of(setting, architecture)
+    peers = [
+        Contender(name, "peer", _by_peer(problem, peer), "the embedding wrapped as two logits")
+        for name, peer in PEERS.items()
+    ]
+    weights = "trained" if setting.real(architecture) else "random"
+    height, width = problem.images.shape[-2:]
+    return Case(
+        work="step",
+        name=f"gradient step, {architecture}",
+        title=f"U-turn of {problem.steps} steps on {len(problem.images)} pictures of "
+        f"{height}×{width}, {weights} weights, on {problem.victim.device}",
+        contenders=(
+            Contender(BARE, "limit", lambda: _bare(problem), "channels_last, weights frozen"),
+            *(
+                Contender(name, "ours", _by_us(setting, problem, architecture, more))
+                for name, more in OURS.items()
+            ),
+            *peers,
+            Contender("original loop", "peer", lambda: _by_original(problem)),
+        ),
+        reference=BARE,
+        targets=(Target("uturn", 0.45),),
+        unit="ms per step",
+        per=1000 / problem.steps,
+        same_work=lambda done: same_turn(problem, done),
+    )
+
+
+def _bare(problem: Problem) -> Do:
+    network, normalise = problem.victim.network, problem.victim.preprocessing.normalise
+    pixels = normalise(to_pixels(problem.started).to(problem.victim.device))
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+
+    def do() -> Done:
+        for _ in range(problem.steps):
+            inputs = pixels.detach().requires_grad_()
+            loss = F.normalize(network(inputs), dim=1).mul(problem.home).sum()
+            torch.autograd.grad(loss, inputs)
+        _settle()
+        return Done(facts={"gradients": problem.steps})
+
+    return do
+
+
+def _by_us(setting: Setting, problem: Problem, architecture: str, more: str) -> Callable[[], Do]:
+    def make() -> Do:
+        victim = load_victim(setting.spec(architecture, more), DEVICE)
+        attack = load_attack(problem.attack, eps=EPS)
+
+        def do() -> Done:
+            found = attack(victim, problem.images, names=problem.names)
+            _settle()
+            return Done(found.images, facts={"gradients": found.gradients})
+
+        return do
+
+    return make
+
+
+def _by_peer(problem: Problem, peer: Callable[[], Turn]) -> Callable[[], Do]:
+    def make() -> Do:
+        turn, embedding = peer(), Embedding(problem.victim)
+
+        def do() -> Done:
+            embedding.gradients = 0
+            with torch.no_grad():
+                home = embedding(to_pixels(problem.images).to(problem.victim.device))
+            pixels = to_pixels(problem.started).to(problem.victim.device)
+            found = turn(Turned(embedding, home), pixels, EPS, problem.steps)
+            _settle()
+            images = (found.detach() * 255).round().to(torch.uint8)
+            return Done(images, facts={"gradients": embedding.gradients})
+
+        return do
+
+    return make
+
+
+def _by_original(problem: Problem) -> Do:
+    network = as_loaded(problem.victim.network)
+    white = original.Whitening.of(problem.victim)
+
+    def do() -> Done:
+        on = problem.victim.device
+        clean = white.white(to_pixels(problem.images).to(on))
+        # With a graph that nobody uses, as there.
+        home = F.normalize(network(clean.requires_grad_()), dim=1).data
+        started = white.white(to_pixels(problem.started).to(on))
+        turn = original.u_turn(network, -home)
+        found, gradients = turn.climb(white, started, EPS, problem.steps)
+        _settle()
+        return Done(white.levels(found), facts={"gradients": gradients})
+
+    return do
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def same_turn(problem: Problem, done: Mapping[str, Done]) -> list[str]:
+    """Everybody took all gradients, and turned the pictures as far as ours in float32."""
+    complaints = [
+        f"{name} took {one.facts['gradients']:g} gradients of {problem.steps}"
+        for name, one in done.items()
+        if one.facts["gradients"] != problem.steps
+    ]
+    turned = {
+        name: cosine(problem, one.product) for name, one in done.items() if one.product is not None
+    }
+    return complaints + [
+        f"{name} reached a cosine of {reached:.3f}, {EAGER} of {turned[EAGER]:.3f}"
+        for name, reached in turned.items()
+        if reached > turned[EAGER] + 0.05
+    ]
+
+
+@torch.no_grad()
+def cosine(problem: Problem, images: Tensor) -> float:
+    """Mean cosine of pictures to where they were, by the network in float32."""
+    found = problem.victim.embed(to_pixels(images))
+    return float((found * problem.home).sum(1).mean())
+
+
+# -- what is left of Recall@1 ----------------------------------------------------------------------
+
+
+def outcome(setting: Setting) -> Case:
+    """Recall@1 after U-turns by each of ours, scored by the same network in float32.
+
+    Raises:
+        MissingError: the weights or the pictures are not here.
+    """
+    if not setting.quick and not setting.real("osnet_x0_25"):
+        raise MissingError(
+            "OSNet's trained weights are not here; name a folder with "
+            "osnet_x0_25_market1501.pth by UTURN_BENCH_DATA"
+        )
+    queries, levels = setting.size(500, 8), (2.0, 4.0)
+    data = setting.market()
+
+    def by(name: str, more: str) -> Callable[[], Do]:
+        def make() -> Do:
+            scored_by = setting.spec("osnet_x0_25", OURS[EAGER])
+            plan = Plan(
+                victim=setting.spec("osnet_x0_25", more),
+                data=data,
+                attacks=("odfa",),
+                eps=levels,
+                queries=queries,
+                transfer_to=() if more == OURS[EAGER] else (scored_by,),
+                device=DEVICE,
+            )
+
+            def do() -> Done:
+                out = setting.scratch / "outcome" / name.replace(" ", "_")
+                rows = run(plan, out, progress=False)[-len(levels) :]  # of the last victim
+                return Done(facts={f"R@1 at ε={row['eps']}": row["recall@1"] for row in rows})
+
+            return do
+
+        return make
+
+    return Case(
+        work="step",
+        name="result, osnet_x0_25",
+        title=f"Recall@1 of {queries} queries after U-turns at ε = 2, 4, scored in float32",
+        contenders=tuple(Contender(name, "ours", by(name, more)) for name, more in OURS.items()),
+        reference=EAGER,
+        same_work=within_a_point,
+        most=1,
+        cold=True,
+    )
+
+
+def within_a_point(done: Mapping[str, Done]) -> list[str]:
+    """Recall@1 is within 0.01 of what float32 leaves, at every ε."""
+    return [
+        f"{name}: {key} is {value:.4f}, in float32 {done[EAGER].facts[key]:.4f}"
+        for name, one in done.items()
+        for key, value in one.facts.items()
+        if abs(value - done[EAGER].facts[key]) > 0.01
+    ]
