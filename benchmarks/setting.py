@@ -20,14 +20,21 @@ from uturn import load_data
 from uturn.data.split import Split
 from uturn.specs import Spec
 from uturn.victims import zoo
+from uturn.victims.victim import Precision, Victim
 
 HERE = Path(__file__).parent
 
-OURS = {"uturn": "", "uturn fp32 eager": ""}
-"""Our own contenders, each with what it adds to a victim's spec."""
+QUICKEST: Precision = "bfloat16"
+FLOAT, EAGER = "uturn float32", "uturn fp32 eager"
+OURS: dict[str, Precision | None] = {"uturn": QUICKEST, FLOAT: "float32", EAGER: None}
+"""Our own contenders and what they search in; None: on the network as it was loaded, with its
+batch norms. The last is the one that the others' results are held to."""
 
-EAGER = "uturn fp32 eager"
-"""The one that the others' results are held to."""
+
+def ready(victim: Victim, precision: Precision | None) -> Victim:
+    """A loaded victim as a contender attacks it, and as sweeps do."""
+    return victim if precision is None else victim.folded().searched_in(precision)
+
 
 _REAL = {"osnet_x0_25": "osnet_x0_25_market1501.pth"}
 _CLASSES = 751
@@ -53,11 +60,11 @@ class Setting:
         """A number of things, or a tiny one."""
         return quick if self.quick else whole
 
-    def spec(self, architecture: str, more: str = "") -> str:
+    def spec(self, architecture: str) -> str:
         """A victim's spec at 256×128 (quick: 64×32), with the weights that there are."""
         size = "64x32" if self.quick else "256x128"
         weights = self._weights(architecture)
-        return f"{architecture}:weights={weights},size={size}{more and ','}{more}"
+        return f"{architecture}:weights={weights},size={size}"
 
     def real(self, architecture: str) -> bool:
         """Whether trained weights of it are here."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from benchmarks import original
 from benchmarks.harness import Case, Contender, Do, Done, Target
-from benchmarks.setting import EAGER, OURS, Setting
+from benchmarks.setting import QUICKEST, Setting
 from benchmarks.works.sweep import ATTACKS, EPS
 from uturn import load_data
 
@@ -61,10 +61,10 @@ def _uturn(
     for folder in (out, cache):  # what an earlier round left would be found again
         shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "uturn", "sweep", "--out", str(out), "--data", data]
-    command += ["--victim", setting.spec("osnet_x0_25", OURS["uturn"])]
+    command += ["--victim", setting.spec("osnet_x0_25"), "--precision", QUICKEST]
     command += ["--queries", str(queries), "--attack", ",".join(attacks)]
     command += ["--eps", ",".join(f"{e:g}" for e in eps)]
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    environment = os.environ | {"UTURN_CACHE": str(cache)}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     pictures = sum(1 for _ in (out / "images").rglob("*.png"))
     return Done(facts={"pictures": pictures - queries})  # the clean ones lie there too
@@ -81,7 +81,7 @@ def _original(
     out = setting.scratch / "original"
     shutil.rmtree(out, ignore_errors=True)
     split = load_data(data).sample(measured, seed=0)
-    spent = original.sweep(setting.spec("osnet_x0_25", OURS[EAGER]), split, attacks, eps, out)
+    spent = original.sweep(setting.spec("osnet_x0_25"), split, attacks, eps, out)
     scale = queries / measured
     pictures = sum(1 for _ in out.rglob("*.jpg"))
     return Done(

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Case, Contender, Done, MissingError, Target
-from benchmarks.setting import EAGER, OURS, Setting
+from benchmarks.setting import QUICKEST, Setting
 from benchmarks.works.sweep import ATTACKS, EPS, GRADIENTS, spent
 from uturn.sweep import Plan, run
 from uturn.victims.load import load_victim
@@ -34,15 +34,16 @@ def cases(setting: Setting) -> Iterator[Case]:
     except MissingError:  # data that may not travel: noise is as much work
         data = setting.made_market(queries, gallery)
     plan = Plan(
-        victim=setting.spec("resnet50", OURS["uturn"]),
+        victim=setting.spec("resnet50"),
         data=data,
         attacks=ATTACKS,
         eps=EPS,
         queries=queries,
+        precision=QUICKEST,
         device="cuda",
     )
     ceiling, copied = bf16_ceiling(), copy_ceiling()
-    victim = load_victim(setting.spec("resnet50", OURS[EAGER]), "cuda")
+    victim = load_victim(setting.spec("resnet50"), "cuda")
     work = gradient_flops(victim)
 
     def do() -> Done:

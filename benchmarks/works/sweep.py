@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Case, Contender, Do, Done, MissingError, Target
-from benchmarks.setting import OURS, Setting
+from benchmarks.setting import QUICKEST, Setting
 from uturn.sweep import Plan, run
 
 ATTACKS = ("fast", "basic", "least_likely", "odfa")
@@ -28,7 +28,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         data = setting.small_market()
     except MissingError:
         return
-    spec = setting.spec("osnet_x0_25", OURS["uturn"])
+    spec = setting.spec("osnet_x0_25")
     yield sweeping(setting, spec, data, setting.size(64, 4))
 
 
@@ -40,7 +40,13 @@ def sweeping(setting: Setting, victim: str, data: str, queries: int) -> Case:
     def plan(some: tuple[str, ...], levels: tuple[float, ...]) -> Plan:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return Plan(
-            victim=victim, data=data, attacks=some, eps=levels, queries=queries, device=device
+            victim=victim,
+            data=data,
+            attacks=some,
+            eps=levels,
+            queries=queries,
+            precision=QUICKEST,
+            device=device,
         )
 
     together = {"all": plan(attacks, eps)}

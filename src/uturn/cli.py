@@ -166,6 +166,19 @@ def demo(out: Path, quiet: bool) -> None:
     help="Other victims' specs, comma-separated, that score the same pictures: black-box "
     "transfer. A spec with a comma of its own but no = behind it stands in [brackets].",
 )
+@click.option(
+    "--monotone",
+    is_flag=True,
+    help="A query that is lost at a smaller ε keeps that picture and is not attacked again.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="What attacks are searched in after their first step; scores are always of float32. "
+    "bfloat16 is quicker where the processor multiplies it.",
+)
 @BATCH
 @DEVICE
 @QUIET
@@ -184,7 +197,7 @@ def sweep(
 
 def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
     from uturn.report import html
-    from uturn.report.text import table
+    from uturn.report.text import cost, table
     from uturn.sweep import Plan, run
     from uturn.victims.load import pick_device
 
@@ -195,7 +208,8 @@ def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
             f"stopped; finished batches are kept in {out}, the same command resumes there"
         ) from None
     click.echo(table(rows))
-    click.echo(f"\nreport: {html.write(out)}")
+    click.echo(f"\n{cost(json.loads((out / 'run.json').read_bytes()))}")
+    click.echo(f"report: {html.write(out)}")
 
 
 @main.command()

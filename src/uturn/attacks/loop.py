@@ -1,22 +1,23 @@
-"""The attack: objective × threat × step × views as one frozen value, and its one loop."""
+"""The attack: objective × threat × step × views as one frozen value."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import itertools
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
-import torch
 from torch import Tensor
 
-from uturn.attacks.objectives import Objective, looks
-from uturn.attacks.problem import Attacker, Batch, Problem, Start, better
-from uturn.attacks.steps import Info, Step
+from uturn.attacks.objectives import Loss, Objective, looks
+from uturn.attacks.problem import Attacker, Batch, Problem, Start
+from uturn.attacks.steps import Step, When, now
 from uturn.attacks.surrogates import Surrogate
 from uturn.attacks.threats import LInf, Threat
+from uturn.attacks.together import climb
 from uturn.attacks.views import Identity, View
 from uturn.errors import ArgumentError
 from uturn.types import LEVELS, Levels
+from uturn.victims.victim import Victim
 
 
 def iterations(eps: float, steps: int | None = None) -> int:
@@ -69,7 +70,17 @@ class Attack:
     @property
     def gradients(self) -> int:
         """Gradients per picture: steps × views × scales that are looked at one by one."""
-        return self.steps * len(self.views) * looks(self.objective)
+        return self.steps * self.looks
+
+    @property
+    def looks(self) -> int:
+        """Gradients per step and picture."""
+        return len(self.views) * looks(self.objective)
+
+    @property
+    def trail(self) -> tuple[Objective, tuple[View, ...], int]:
+        """What is climbed. Attacks on one trail can climb together (`uturn.attacks.together`)."""
+        return self.objective, self.views, self.restart
 
     __call__ = Attacker.__call__
 
@@ -79,9 +90,15 @@ class Attack:
 
     def pose(self, batch: Batch) -> Problem:
         """Bind the objective to the pictures: what there is to climb."""
+
+        def bound(victim: Victim) -> Loss:
+            return self.objective.bind(victim, batch.clean / LEVELS, batch.scene)
+
+        searcher = batch.victim.searcher
         return Problem(
             clean=batch.clean,
-            loss=self.objective.bind(batch.victim, batch.clean / LEVELS, batch.scene),
+            loss=bound(batch.victim),
+            search=None if searcher is None else bound(searcher),
             threat=self.threat,
             views=self.views,
             names=batch.keys,
@@ -89,23 +106,15 @@ class Attack:
             restart=self.restart,
         )
 
-    def way_back(self, index: int) -> AbstractContextManager[Any]:
-        """The context in which the gradient of step ``index`` is taken."""
-        return self.surrogate(Info(index, self.steps)) if self.surrogate else nullcontext()
+    def step_at(self, index: int) -> Step:
+        """The step number ``index`` is made with."""
+        return now(self.step, When(index, self.steps))
+
+    def surrogate_at(self, index: int) -> Surrogate | None:
+        """Whose way back the gradient of step ``index`` takes."""
+        return now(self.surrogate, When(index, self.steps))
 
     def climb(self, problem: Problem) -> tuple[Levels, list[Tensor]]:
         """The change before it is rounded, and the objective ``(B,)`` before each step."""
-        delta = problem.start(self.start)
-        state = self.step.init(delta)
-        best, best_value = delta, delta.new_full((len(delta),), -torch.inf)
-        losses = []
-        for index in range(self.steps):
-            slope = problem.slope(delta, self.way_back(index))
-            best, best_value = better(delta, slope.value, best, best_value)
-            info = Info(index, self.steps, views=len(self.views), first=slope.first)
-            update, state = self.step.update(slope.grad, state, info)
-            delta = problem.project(delta + update)
-            losses.append(slope.value)
-        if self.keep == "best":
-            delta, _ = better(delta, problem.value(delta), best, best_value)
-        return delta, losses
+        (arrived,) = itertools.chain.from_iterable(climb(problem, [self]))
+        return arrived.delta, [*arrived.losses]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import InitVar, dataclass, field
-from typing import Any, Literal, Protocol, final
+from functools import cached_property
+from typing import Literal, Protocol, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from uturn.attacks.objectives import Loss, Objective, needs
+from uturn.attacks.surrogates import Surrogate
 from uturn.attacks.threats import Threat
 from uturn.attacks.views import Draw, View
 from uturn.errors import ArgumentError, BudgetError
@@ -71,14 +74,7 @@ class Attacker(Protocol):
         began = time.perf_counter()
         batch = Batch(victim, images, scene or Scene(), names, seed)
         delta, losses = self.find(batch)
-        delta = certified(self.threat, batch.clean, delta)
-        return Perturbation(
-            images=(batch.clean + delta).to(torch.uint8),
-            delta=delta,
-            losses=torch.stack(losses) if losses else delta.new_zeros(0, len(delta)),
-            gradients=self.gradients,
-            seconds=time.perf_counter() - began,
-        )
+        return perturbation(self, batch, delta, losses, began)
 
 
 @final
@@ -105,12 +101,28 @@ class Batch:
 
     def __post_init__(self, names: Sequence[str] | None) -> None:
         object.__setattr__(self, "keys", _keys(self.images, names))
-        object.__setattr__(self, "clean", self.images.to(self.victim.device).float())
+        clean = self.images.to(self.victim.device).float()
+        clean = clean.contiguous(memory_format=self.victim.layout)  # changes will be laid out alike
+        object.__setattr__(self, "clean", clean)
 
 
 def knowledge(attack: Attacker) -> tuple[str, ...]:
     """The fields of the `Scene` that ``attack`` cannot do without."""
     return (*needs(attack.objective), *getattr(attack, "needs", ()))
+
+
+def perturbation(
+    attack: Attacker, batch: Batch, delta: Levels, losses: list[Tensor], began: float
+) -> Perturbation:
+    """What ``attack`` found in ``batch`` since ``began`` (`time.perf_counter`), certified."""
+    delta = certified(attack.threat, batch.clean, delta)
+    return Perturbation(
+        images=(batch.clean + delta).to(torch.uint8),
+        delta=delta,
+        losses=torch.stack(losses) if losses else delta.new_zeros(0, len(delta)),
+        gradients=attack.gradients,
+        seconds=time.perf_counter() - began,
+    )
 
 
 @final
@@ -135,6 +147,8 @@ class Problem:
 
     clean: Levels
     loss: Loss
+    search: Loss | None = None
+    """The same loss in less precision, for the search (`Victim.searcher`)."""
     threat: Threat
     views: tuple[View, ...]
     names: Sequence[str]
@@ -145,33 +159,51 @@ class Problem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "draw", self._generators("views"))
 
-    def start(self, kind: Start) -> Levels:
-        """The change to begin with; what is random is drawn from (seed, name)."""
+    def start(self, kind: Start, threat: Threat | None = None) -> Levels:
+        """The change to begin with; what is random is drawn from (seed, name).
+
+        It lies within ``threat``, or else within the problem's own.
+        """
+        threat = threat or self.threat
         if kind == "clean":
             return torch.zeros_like(self.clean)
-        rngs = self._generators("start")
         if kind == "sample":
-            return self.threat.sample(self.clean, rngs)
+            return threat.sample(self.clean, self._generators("start"))
+        return threat.project(self._signs, self.clean)
+
+    @cached_property
+    def _signs(self) -> Levels:
+        """One level up or down in every value."""
         shape = tuple(self.clean.shape[1:])
+        rngs = self._generators("start")
         signs = np.stack([2 * rng.integers(0, 2, shape, dtype=np.int8) - 1 for rng in rngs])
-        return self.project(torch.from_numpy(signs).to(self.clean))
+        return torch.from_numpy(signs).to(self.clean)
+
+    def fork(self) -> Problem:
+        """The same problem, whose views draw on from here without a word to these."""
+        twin = copy.copy(self)
+        object.__setattr__(twin, "draw", copy.deepcopy(self.draw))
+        return twin
 
     def project(self, delta: Levels) -> Levels:
         """The nearest allowed change."""
         return self.threat.project(delta, self.clean)
 
-    def slope(self, delta: Levels, way_back: AbstractContextManager[Any] | None = None) -> Slope:
+    def slope(
+        self, delta: Levels, surrogate: Surrogate | None = None, *, exact: bool = True
+    ) -> Slope:
         """The gradient at ``delta``; it costs one pass back per view.
 
-        ``way_back`` is a context that changes how gradients pass (`uturn.attacks.surrogates`).
+        ``surrogate`` changes how gradients pass; its schedules have their numbers (`steps.now`).
+        It is taken of ``search``, where there is one, unless it is to be ``exact``.
         """
-        levels = self.clean + delta
-        grad, first = torch.zeros_like(levels), torch.empty(0)
-        value = levels.new_zeros(len(levels))
-        with way_back or nullcontext():
+        loss = self.loss if exact or self.search is None else self.search
+        count, own = len(self.views), torch.empty(0)
+        total, first, value = own, own, torch.zeros_like(self.clean[:, 0, 0, 0])
+        with surrogate() if surrogate else nullcontext():
             for number, view in enumerate(self.views):  # one at a time: one graph in memory
-                pixels = (levels / LEVELS).requires_grad_()
-                per_sample = self.loss(view(pixels, self.draw))  # (B,)
+                pixels = (self.clean + delta).div_(LEVELS).requires_grad_()
+                per_sample = loss(view(pixels, self.draw))  # (B,)
                 if not per_sample.requires_grad:
                     raise ArgumentError(
                         "no gradient reaches the pixels: the victim's network breaks the graph "
@@ -179,9 +211,9 @@ class Problem:
                     )
                 own = torch.autograd.grad(per_sample.sum(), pixels)[0]
                 first = own if number == 0 else first
-                grad = grad + own
+                total = total + own if number else own
                 value += per_sample.detach()
-        return Slope(grad / len(self.views), value / len(self.views), first)
+        return Slope(total if count == 1 else total / count, value / count, first)
 
     @torch.no_grad()
     def value(self, delta: Levels) -> Tensor:

@@ -69,7 +69,7 @@ class Search:
         last_value, last_scale, last_best = torch.full_like(scale, torch.inf), scale, best_value
         ends, begun, losses = checkpoints(total), 0, []
         for index in range(total):
-            slope = problem.slope(delta, attack.way_back(index))
+            slope = problem.slope(delta, attack.surrogate_at(index))
             grad, value = slope.grad, slope.value
             losses.append(value)
             rises += value > last_value
@@ -90,8 +90,8 @@ class Search:
                 grad = torch.where(_wide(halve), best_grad, grad)
                 last_value = torch.where(halve, best_value, last_value)
                 rises, begun = torch.zeros_like(rises), index
-            info = Info(index, total, views=len(attack.views), first=slope.first)
-            update, state = attack.step.update(grad, state, info)
+            info = Info(index, views=len(attack.views), first=slope.first)
+            update, state = attack.step_at(index).update(grad, state, info)
             ahead = problem.project(delta + _wide(scale) * update)
             inertia = self.inertia if index else 0.0
             move = (1 - inertia) * (ahead - delta) + inertia * (delta - before)

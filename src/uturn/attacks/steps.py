@@ -1,11 +1,16 @@
-"""Steps: how to climb. Pure functions of the gradient and a state, chained as in optax."""
+"""Steps: how to climb. Pure functions of the gradient and a state, chained as in optax.
+
+How far an attack has come is a matter of schedules alone: `now` puts their numbers in, and what is
+left knows nothing of how many steps there are. Attacks of different lengths can thus be seen to
+do the same at one step.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, final
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeAlias, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +23,10 @@ from uturn.types import Levels
 @final
 @dataclass(frozen=True)
 class Info:
-    """Where in the attack a step is, and what the loop knows beside the mean gradient."""
+    """What the loop knows at one step beside the mean gradient."""
 
     index: int
-    total: int
-    """Step ``index`` of ``total``, from 0."""
+    """Of the step, from 0."""
 
     views: int = 1
     first: Tensor | None = None
@@ -32,7 +36,9 @@ class Info:
 class Step(Protocol):
     """A frozen value that turns one gradient-like tensor ``(B, 3, H, W)`` into another.
 
-    The last one of a chain returns a change in levels.
+    The last one of a chain returns a change in levels. What changes on the way is a `Schedule`
+    in a field of a frozen dataclass. Nothing that is passed in may be changed in place: attacks
+    that go together share it.
     """
 
     def init(self, delta: Levels) -> Any:
@@ -47,10 +53,19 @@ class Step(Protocol):
 # -- sizes -----------------------------------------------------------------------------------------
 
 
-class Schedule(Protocol):
-    """A step size that changes on the way."""
+@final
+@dataclass(frozen=True)
+class When:
+    """Step ``index`` of ``total``, from 0."""
 
-    def __call__(self, info: Info) -> float: ...
+    index: int
+    total: int
+
+
+class Schedule(Protocol):
+    """A number that changes on the way, such as a step size."""
+
+    def __call__(self, when: When) -> float: ...
 
 
 Size: TypeAlias = "float | Schedule"
@@ -64,8 +79,8 @@ class Cosine:
     start: float
     end: float
 
-    def __call__(self, info: Info) -> float:
-        done = info.index / max(1, info.total - 1)
+    def __call__(self, when: When) -> float:
+        done = when.index / max(1, when.total - 1)
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
 
 
@@ -77,13 +92,38 @@ class Linear:
     start: float
     end: float
 
-    def __call__(self, info: Info) -> float:
-        return self.start + (self.end - self.start) * info.index / max(1, info.total - 1)
+    def __call__(self, when: When) -> float:
+        return self.start + (self.end - self.start) * when.index / max(1, when.total - 1)
 
 
-def at(size: Size, info: Info) -> float:
-    """``size`` at this step."""
-    return size(info) if callable(size) else size
+Piece = TypeVar("Piece")
+
+
+def now(piece: Piece, when: When) -> Piece:
+    """``piece`` as it is at one step: in its fields, at any depth, numbers in place of schedules.
+
+    >>> now(chain(Momentum(), Sign(Linear(3, 1))), When(2, 5))
+    Chain(steps=(Momentum(decay=1.0, nesterov=False), Sign(size=2.0)))
+    """
+    if isinstance(piece, tuple):
+        return tuple(now(part, when) for part in piece)  # type: ignore[return-value]
+    if not is_dataclass(piece):
+        return piece
+    values = {field.name: getattr(piece, field.name) for field in fields(piece)}
+    settled = {n: v(when) if callable(v) else now(v, when) for n, v in values.items()}
+    changed = {name: value for name, value in settled.items() if value is not values[name]}
+    return replace(piece, **changed) if changed else piece  # type: ignore[type-var]
+
+
+def number(size: Size) -> float:
+    """``size`` where every schedule has its number by now.
+
+    Raises:
+        ArgumentError: it is a schedule still; a loop takes its steps from `now`.
+    """
+    if callable(size):
+        raise ArgumentError(f"{size} is no number at any step: take the step as now(step, When(…))")
+    return size
 
 
 # -- the last of a chain: how far ------------------------------------------------------------------
@@ -103,7 +143,8 @@ class Sign:
         return None
 
     def update(self, grad: Tensor, state: None, info: Info) -> tuple[Levels, None]:
-        return at(self.size, info) * grad.sign(), None
+        size = number(self.size)
+        return grad.sign() if size == 1 else grad.sign().mul_(size), None
 
 
 @final
@@ -121,7 +162,7 @@ class UnitL2:
 
     def update(self, grad: Tensor, state: None, info: Info) -> tuple[Levels, None]:
         norm = grad.flatten(1).norm(dim=1).clamp_min(torch.finfo(grad.dtype).tiny)
-        return at(self.size, info) * grad / norm[:, None, None, None], None
+        return number(self.size) * grad / norm[:, None, None, None], None
 
 
 @final
@@ -150,7 +191,7 @@ class Adam:
         # Relative, because gradients of embeddings span many orders of magnitude.
         floor = 1e-8 * unbiased[1].amax((1, 2, 3), keepdim=True).sqrt()
         direction = unbiased[0] / (unbiased[1].sqrt() + floor + torch.finfo(grad.dtype).tiny)
-        return at(self.size, info) * direction, (first, second)
+        return number(self.size) * direction, (first, second)
 
 
 @final

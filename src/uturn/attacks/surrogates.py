@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from uturn.attacks.steps import Info, Size, at
+from uturn.attacks.steps import Size, number
 
 
 class Surrogate(Protocol):
-    """A frozen value; inside the context it returns, gradients pass another way."""
+    """A frozen value; inside the context it returns, gradients pass another way.
 
-    def __call__(self, info: Info) -> AbstractContextManager[Any]: ...
+    What changes on the way is a `steps.Schedule` in a field, whose number is put in before.
+    """
+
+    def __call__(self) -> AbstractContextManager[Any]: ...
 
 
 @final
@@ -38,8 +41,8 @@ class LeakyReLU:
 
     slope: Size = 0.1
 
-    def __call__(self, info: Info) -> AbstractContextManager[Any]:
-        return _Leaking(at(self.slope, info))
+    def __call__(self) -> AbstractContextManager[Any]:
+        return _Leaking(number(self.slope))
 
 
 _RELUS = (torch.relu, torch.relu_, F.relu, Tensor.relu, Tensor.relu_)

@@ -53,7 +53,8 @@ class LInf:
             )
 
     def project(self, delta: Levels, clean: Levels) -> Levels:
-        return (clean + delta.clamp(-self.eps, self.eps)).clamp(0, LEVELS) - clean
+        # In place on the first copy: every step of every attack passes here.
+        return delta.clamp(-self.eps, self.eps).add_(clean).clamp_(0, LEVELS).sub_(clean)
 
     def round(self, delta: Levels, clean: Levels) -> Levels:
         whole = math.floor(self.eps)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from uturn.attacks.objectives import Objective, OppositeDirection
 from uturn.attacks.problem import Attacker, Batch, Problem
-from uturn.attacks.steps import Info, Linear, Momentum, Sign, chain
+from uturn.attacks.steps import Info, Linear, Momentum, Sign, When, chain, now
 from uturn.attacks.threats import LInf
 from uturn.attacks.views import Identity
 from uturn.data.pictures import Pictures
@@ -157,7 +157,8 @@ def learn(
             )
             slope = problem.slope(problem.project(delta.expand_as(clean)))
             grad = slope.grad.mean(0, keepdim=True)
-            update, state = step.update(grad, state, Info(index, len(batches)))
+            present = now(step, When(index, len(batches)))
+            update, state = present.update(grad, state, Info(index))
             delta = (delta + update).clamp(-eps, eps)
             shown.update(1)
     spent = f"{objective}, {len(pictures)} pictures, {epochs} epochs, seed {seed}, of {victim}"

@@ -85,6 +85,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(f"{heading(own)}\n{_block(own)}" for own in groups)
 
 
+def cost(header: dict[str, Any]) -> str:
+    """What a run's gradients came to, from its ``run.json``; the table has each attack's own."""
+    spent, saved = (header["gradients"][key] for key in ("spent", "saved"))
+    return f"gradients: {spent:,} spent, {saved:,} saved where attacks went the same way"
+
+
 def by_victim(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The rows of each victim that scored, in their order: the one that was attacked first."""
     groups = dict[Any, list[dict[str, Any]]]()

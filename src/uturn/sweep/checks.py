@@ -57,6 +57,9 @@ def flags(rows: list[Row], eps: float) -> list[str]:
     tied = sum(row["tied"] for row in rows)
     if tied:
         found.append(f"tied: the first match of {tied} queries ties with a wrong item")
+    kept = sum(row.get("kept", False) for row in rows)
+    if kept:
+        found.append(f"monotone: {kept} queries were lost at a smaller ε and keep that picture")
     unchanged = sum(row["eps"] > 0 and row["linf_levels"] == 0 for row in rows)
     if unchanged:
         found.append(f"unchanged: the attack left {unchanged} queries as they were")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, final, get_args
 
 from uturn import specs
+from uturn.attacks.loop import Attack
 from uturn.attacks.presets import MEMBERS, WORST, Mode, load_attack
 from uturn.attacks.problem import Attacker
 from uturn.attacks.threats import Threat
 from uturn.errors import ArgumentError
 from uturn.retrieval.metrics import CONVENTIONS
 from uturn.sweep.channels import CHANNELS
-from uturn.victims.victim import At
+from uturn.victims.victim import At, Precision
 
 CLEAN = "clean"
 
@@ -33,6 +34,8 @@ class Job:
     eps: float
     attack: Attacker | None = None
     members: tuple[Job, ...] = ()
+    weaker: Job | None = None
+    """The attack at the ε before, whose pictures are kept where they were enough."""
 
     @property
     def threat(self) -> Threat | None:
@@ -60,8 +63,26 @@ class Job:
 
     @property
     def work(self) -> int:
-        """Passes through the victim that this job itself makes per query."""
+        """Passes through the victim that this job makes per query, if it shares none of them."""
         return 1 + (0 if self.members else self.gradients)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it needs what others of the same batch have committed."""
+        return bool(self.members) or self.weaker is not None
+
+
+def together(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs in groups that climb together (`uturn.attacks.together`), in the order of their firsts.
+
+    One that waits for others goes alone, and so do those whose loop is their own.
+    """
+    groups = dict[Any, list[Job]]()
+    for job in jobs:
+        attack = job.attack
+        key = attack.trail if isinstance(attack, Attack) and not job.waits else job
+        groups.setdefault(key, []).append(job)
+    return list(groups.values())
 
 
 @final
@@ -95,12 +116,17 @@ class Plan:
     """Channels (`uturn.sweep.channels`) after which every picture is scored once more."""
     transfer_to: tuple[str, ...] = ()
     """Other victims, by their specs, that score the same pictures (black-box transfer)."""
+    monotone: bool = False
+    """Whether a query that is lost at a smaller ε keeps that picture and is not attacked again."""
+    precision: Precision = "float32"
+    """What attacks are searched in after their first step; scores are always of float32."""
     batch_size: int = 32
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         specs.choose("mode", self.mode, get_args(Mode))
         specs.choose("place to attack", self.at, get_args(At))
+        specs.choose("precision", self.precision, get_args(Precision))
         paper = self.mode == "paper"
         if self.convention is None:
             object.__setattr__(self, "convention", "trapezoid" if paper else "plain")
@@ -138,7 +164,9 @@ class Plan:
                     yield self._job(name, eps)
 
     def _job(self, name: str, eps: float) -> Job:
-        return Job(name, eps, load_attack(name, eps=eps, mode=self.mode))
+        smaller = self.eps[: self.eps.index(eps)] if self.monotone else ()
+        weaker = self._job(name, smaller[-1]) if smaller else None
+        return Job(name, eps, load_attack(name, eps=eps, mode=self.mode), weaker=weaker)
 
     def _names(self) -> list[str]:
         """The attacks, each once, with the members of ``worst`` before it."""

@@ -17,11 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
+from uturn.data.pictures import Picture, encode
 from uturn.errors import RunFolderError
 from uturn.sweep.plan import Job
 
@@ -74,6 +73,20 @@ class RunFolder:
         """Where the picture that is scored for ``query`` lies."""
         return self._inside(self.path / "images" / job.folder, f"{query}.png")
 
+    def write_picture(self, job: Job, query: str, picture: Picture) -> None:
+        """Write the picture that is scored for ``query``.
+
+        Raises:
+            RunFolderError: the disk refuses it.
+        """
+        path = self.picture(job, query)
+        try:
+            encode(path, picture)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write {path}: {error}; make room for it and repeat the command to resume"
+            ) from error
+
     def thumbnail(self, name: str) -> Path:
         """Where a gallery picture that a rank list shows lies."""
         return self._inside(self.path / "thumbnails", f"{name}.png")
@@ -99,24 +112,6 @@ class RunFolder:
 
     def _part(self, job: Job, batch: int) -> Path:
         return self.parts / job.folder / f"{batch:05d}.json"
-
-    def gallery_part(self, scorer: int, chunk: int) -> npt.NDArray[np.float32] | None:
-        """Features that `add_gallery_part` stored, or None."""
-        path = self._gallery_part(scorer, chunk)
-        try:
-            stored: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None  # not there, or cut short by a power failure
-        return stored
-
-    def add_gallery_part(self, scorer: int, chunk: int, features: npt.NDArray[np.float32]) -> None:
-        """Commit the features of one chunk of the gallery by scorer number ``scorer``."""
-        buffer = io.BytesIO()
-        np.save(buffer, features, allow_pickle=False)
-        self._write(self._gallery_part(scorer, chunk), buffer.getvalue())
-
-    def _gallery_part(self, scorer: int, chunk: int) -> Path:
-        return self.parts / "gallery" / str(scorer) / f"{chunk:05d}.npy"
 
     # -- the end ----------------------------------------------------------------------------
 

@@ -63,8 +63,10 @@ class Victim:
     """``torch.channels_last`` more than doubles the speed of depthwise networks on a CPU; networks
     that call ``view`` on their maps, or have 3-D convolutions, do not bear it."""
     precision: Precision = "float32"
-    """What the network computes in; features leave it as float32. Half precision is for searching
-    (`searching`): what is reported is always scored in float32."""
+    """What the network computes in; features leave it as float32."""
+    searcher: Victim | None = None
+    """The same victim in half precision, on which attacks climb after their first steps
+    (`uturn.attacks.problem`); None: they climb on this one."""
 
     def __post_init__(self) -> None:
         for module in (self.network, self.classifier, self.whitening):
@@ -101,26 +103,27 @@ class Victim:
         inputs = inputs.contiguous(memory_format=self.layout)
         return replace(self, network=fold(self.network, inputs))
 
-    def searching(self, precision: Precision) -> Victim:
-        """The victim that an attack climbs on, computing in ``precision``.
+    def searched_in(self, precision: Precision) -> Victim:
+        """The same victim, whose attackers compute in ``precision`` (`searcher`).
 
-        Only the search is less exact: its pictures are scored by the victim itself.
+        Only the search is less exact: the victim itself, which scores what was found, is not.
 
         Raises:
             ArgumentError: the network cannot be computed in it.
         """
-        if precision == self.precision:
-            return self
+        if precision == "float32":
+            return replace(self, searcher=None)
         try:
-            found = replace(self, network=copy.deepcopy(self.network), precision=precision)
+            network = copy.deepcopy(self.network)
+            searcher = replace(self, network=network, precision=precision, searcher=None)
             with torch.no_grad():
-                found.features(torch.zeros(1, 3, *self.preprocessing.size))
+                searcher.features(torch.zeros(1, 3, *self.preprocessing.size))
         except (RuntimeError, TypeError, ArgumentError) as error:
             raise ArgumentError(
                 f"victim {self.name} cannot be computed in {precision} ({error}); leave the "
                 "precision at float32"
             ) from error
-        return found
+        return replace(self, searcher=searcher)
 
     def parts(self, pixels: Tensor) -> Tensor:
         """Features by parts ``(B, P, D)`` of pixels ``(B, 3, H, W)`` in [0, 1], any H and W.

@@ -1,0 +1,331 @@
+"""Crafting and scoring, batch by batch: gradients here, files behind, scores of what files hold.
+
+Jobs that share a trail climb together. A job's pictures are written, decoded again and certified in
+the background while the next gradients are taken; then they are scored, and its part is committed.
+The next queries are decoded ahead. What is scored is the PNG decoded again, never the tensor that
+an attack returned.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from uturn.attacks.loop import Attack
+from uturn.attacks.together import Share, attack_together
+from uturn.data.pictures import Picture, Pictures, decode
+from uturn.data.split import Split
+from uturn.parallel import ahead, behind, threaded
+from uturn.progress import bar
+from uturn.retrieval import metrics
+from uturn.retrieval.extract import chunks
+from uturn.retrieval.judge import Labels
+from uturn.sweep import checks
+from uturn.sweep.channels import PAPER_QUALITY, jpeg
+from uturn.sweep.insider import Goal
+from uturn.sweep.plan import CLEAN, Job, Plan, together
+from uturn.sweep.scorer import SHOWN, Queries, Scorer
+from uturn.sweep.store import Row, RunFolder
+from uturn.types import Scene
+from uturn.victims.preprocessing import by_shape
+from uturn.victims.victim import to_picture
+
+WORSE = {
+    **dict.fromkeys(("ap", "r_precision", "inp", "tpr"), min),
+    **dict.fromkeys(("first_match_rank", "normalised_rank", "label_rank"), max),
+}
+"""Which of two values of a column is the worse for the victim."""
+
+IN_FLIGHT = 4
+"""Batches of a job that may be on their way to the disk while others are crafted."""
+
+Make: TypeAlias = Callable[[], Picture]
+"""Makes a picture that is to be written."""
+
+Scores: TypeAlias = list[dict[str, Any]]
+"""What every scorer says of a batch."""
+
+
+def batches(plan: Plan, split: Split) -> list[range]:
+    """Cut by the configuration, never by where a run stopped."""
+    return chunks(len(split.query), plan.batch_size)
+
+
+def craft(
+    plan: Plan, folder: RunFolder, split: Split, scorers: list[Scorer], *, progress: bool
+) -> None:
+    """Do every batch of every job that is not in the run folder yet.
+
+    The first of ``scorers`` is attacked, the others score the same pictures. A stop at any moment
+    loses at most one batch of the jobs that climb together, and what is on its way to the disk.
+
+    Raises:
+        UturnError: a picture cannot be read or written, or is not within its budget.
+    """
+    jobs, cut = list(plan.jobs()), batches(plan, split)
+    todo = {
+        number: missing
+        for number in range(len(cut))
+        if (missing := [job for job in jobs if not folder.has_part(job, number)])
+    }
+
+    def work(jobs: list[Job], number: int) -> int:
+        return sum(job.work + len(plan.transfer_to) for job in jobs) * len(cut[number])
+
+    total = sum(work(jobs, number) for number in range(len(cut)))
+    done = total - sum(work(missing, number) for number, missing in todo.items())
+    with (
+        bar(total, "crafting and scoring", "step", done=done, show=progress) as shown,
+        behind() as pool,
+    ):
+        crafter = _Crafter(plan, folder, split, scorers, pool, shown)
+        loaded = ahead(pool, crafter.load, (cut[number] for number in todo))
+        for (number, missing), (pictures, clean) in zip(todo.items(), loaded, strict=True):
+            crafter.do(missing, _Batch.look(number, cut[number], pictures, clean, scorers))
+        crafter.settle(0)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """A batch of queries, and the features of the clean ones by every scorer."""
+
+    number: int
+    queries: Queries
+    features: list[Tensor]
+
+    @classmethod
+    def look(
+        cls,
+        number: int,
+        batch: range,
+        pictures: Pictures,
+        clean: list[Picture],
+        scorers: list[Scorer],
+    ) -> _Batch:
+        """Through the victims, at the ``clean`` pictures of ``batch``."""
+        labels = Labels.of(pictures, scorers[0].victim.device)
+        queries = Queries(pictures, clean, labels, shown=sum(i < SHOWN for i in batch))
+        return cls(number, queries, [scorer.look(clean) for scorer in scorers])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.queries.pictures.names
+
+
+@final
+@dataclass(eq=False)
+class _Draft:
+    """What a job has of a batch so far."""
+
+    make: dict[int, Make]
+    """Pictures to be written, by their position."""
+    seconds: float = 0.0
+    gradients: float = 0.0
+    """Spent on all of them together; shared ones count for each only in part."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """A batch of a job whose pictures are on their way to the disk."""
+
+    job: Job
+    batch: _Batch
+    draft: _Draft
+    goal: Goal | None
+    amend: Callable[[Scores], None] | None
+    """What there is to say beside what the scorers see."""
+    files: Future[list[tuple[Picture, tuple[int, float]]]]
+    """The pictures as their files decode, and how far they are from the clean ones."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Crafter:
+    """A plan with everything loaded, and what is under way."""
+
+    plan: Plan
+    folder: RunFolder
+    split: Split
+    scorers: list[Scorer]
+    pool: Executor
+    """Where files are coded, one batch after another."""
+    shown: tqdm[Any]
+    pending: deque[_Written] = field(default_factory=deque)
+
+    @property
+    def attacked(self) -> Scorer:
+        """Whose gradients are used."""
+        return self.scorers[0]
+
+    # -- queries ----------------------------------------------------------------------------
+
+    def load(self, batch: range) -> tuple[Pictures, list[Picture]]:
+        """Decode a batch of queries and write the clean ones, which everything is held against."""
+        victim, pictures = self.attacked.victim, self.split.query.subset(np.array(batch))
+
+        def one(position: int) -> Picture:
+            name, picture = pictures.names[position], pictures.read(position)
+            self.folder.write_picture(Job(CLEAN, 0), name, victim.canvas(picture, self.plan.at))
+            return decode(self.folder.picture(Job(CLEAN, 0), name))
+
+        return pictures, threaded(one, range(len(pictures)))
+
+    # -- crafting ---------------------------------------------------------------------------
+
+    def do(self, jobs: list[Job], batch: _Batch) -> None:
+        """Craft a batch of ``jobs``, and commit what is there."""
+        for group in together(jobs):
+            names = "+".join(dict.fromkeys(job.name for job in group))
+            self.shown.set_postfix_str(names, refresh=False)
+            if group[0].waits:
+                self.settle(0)
+            if group[0].members:
+                self._worst(group[0], batch)
+            elif group[0].attack is None:
+                self._send(group[0], batch, _Draft({}))
+            else:
+                self._climb(group, batch)
+
+    def _climb(self, jobs: list[Job], batch: _Batch) -> None:
+        """Attack a batch by jobs that climb together; each is sent to disk when it is done."""
+        queries, features = batch.queries, batch.features[0]
+        insider, labels, kept = self.attacked.insider, queries.labels, self._kept(jobs[0], batch)
+        goal = insider.goal(jobs[0], batch.names, labels, features)
+        amend = partial(_mark, kept) if jobs[0].weaker else None
+        drafts = [_Draft(dict(kept)) for _ in jobs]
+        attacked = [i for i in range(len(batch.names)) if i not in kept]
+        for positions, images in by_shape(queries.clean[i] for i in attacked):
+            which = [attacked[position] for position in positions]
+            mine, chosen = [batch.names[i] for i in which], labels[torch.tensor(which)]
+            part = None if goal is None else replace(goal, chosen=goal.chosen[which])
+            scene = insider.scene(jobs[0], mine, chosen, features[which], part)
+            for shares in self._found(jobs, images, scene, mine):
+                for share in shares:
+                    draft, pictures = drafts[share.member], share.found.images.cpu()
+                    makes = (partial(self._picture, image) for image in pictures)
+                    draft.make |= dict(zip(which, makes, strict=True))
+                    draft.seconds += share.found.seconds
+                    draft.gradients += share.gradients * len(which)
+                    if len(draft.make) == len(batch.names):
+                        self._send(jobs[share.member], batch, draft, goal, amend)
+                self.settle(IN_FLIGHT)
+        if not attacked:
+            self._send(jobs[0], batch, drafts[0], goal, amend)
+
+    def _found(
+        self, jobs: list[Job], images: Tensor, scene: Scene, names: Sequence[str]
+    ) -> Iterator[list[Share]]:
+        victim, seed = self.attacked.victim, self.plan.seed
+        climbing = [job.attack for job in jobs if isinstance(job.attack, Attack)]
+        if climbing:
+            yield from attack_together(climbing, victim, images, scene, names=names, seed=seed)
+        elif jobs[0].attack:
+            found = jobs[0].attack(victim, images, scene, names=names, seed=seed)
+            yield [Share(0, found, found.gradients)]
+
+    def _picture(self, image: Tensor) -> Picture:
+        picture = to_picture(image)
+        return jpeg(picture, PAPER_QUALITY) if self.plan.mode == "paper" else picture
+
+    def _kept(self, job: Job, batch: _Batch) -> dict[int, Make]:
+        """By position, the pictures of a smaller ε at which a query was lost already."""
+        if job.weaker is None:
+            return {}
+        firsts = [
+            torch.tensor(
+                [row["first_match_rank"] or torch.nan for row in part["scores"][0]["rows"]]
+            )
+            for part in (self.folder.part(of, batch.number) for of in (Job(CLEAN, 0), job.weaker))
+        ]
+        lost = metrics.attack_success(*firsts) == 1
+        paths = [self.folder.picture(job.weaker, name) for name in batch.names]
+        return {i: partial(decode, paths[i]) for i in lost.nonzero()[:, 0].tolist()}
+
+    def _worst(self, job: Job, batch: _Batch) -> None:
+        """Per query the member's picture that is worst for the attacked ranking, scored again.
+
+        Worst is the latest first match, and among equals the least average precision. What is
+        reported of the attacked victim is the worst of any member by each measure, so that no
+        number of this row is ever better than a member's. Other victims score the picture.
+        """
+        parts = [self.folder.part(member, batch.number) for member in job.members]
+        by_query = list(zip(*(part["scores"][0]["rows"] for part in parts), strict=True))
+        draft = _Draft({}, seconds=sum(part["seconds"] for part in parts))
+        for position, rows in enumerate(by_query):
+            damage = [(row["first_match_rank"] or 0, -(row["ap"] or 0.0)) for row in rows]
+            member = job.members[damage.index(max(damage))]
+            path = self.folder.picture(member, rows[0]["query"])
+            draft.make[position] = partial(decode, path)
+        self._send(job, batch, draft, amend=partial(_extremes, by_query))
+
+    # -- files and scores ---------------------------------------------------------------------
+
+    def _send(
+        self,
+        job: Job,
+        batch: _Batch,
+        draft: _Draft,
+        goal: Goal | None = None,
+        amend: Callable[[Scores], None] | None = None,
+    ) -> None:
+        """To disk, where the pictures are not there already, and back."""
+        columns: list[Sequence[Any]] = [batch.names, batch.queries.clean]
+        if draft.make:
+            columns.append([draft.make[i] for i in range(len(batch.names))])
+        files = self.pool.submit(threaded, partial(self._certified, job), *columns)
+        self.pending.append(_Written(job, batch, draft, goal, amend, files))
+
+    def _certified(
+        self, job: Job, name: str, clean: Picture, make: Make | None = None
+    ) -> tuple[Picture, tuple[int, float]]:
+        """What a picture's file decodes to, and how far that is from the clean one."""
+        if make is not None:
+            self.folder.write_picture(job, name, make())
+        scored = decode(self.folder.picture(job, name))
+        lossy = self.plan.mode == "paper"  # JPEG keeps no budget; the row's flags say so
+        return scored, checks.measure(job, name, clean, scored, lossy=lossy)
+
+    def settle(self, most: int) -> None:
+        """Score and commit what is on disk; wait until no more than ``most`` are on their way."""
+        while self.pending and (len(self.pending) > most or self.pending[0].files.done()):
+            self._commit(self.pending.popleft())
+
+    def _commit(self, written: _Written) -> None:
+        job, batch = written.job, written.batch
+        scored, sizes = map(list, zip(*written.files.result(), strict=True))
+        scores: Scores = [
+            scorer.score(batch.queries, before, scored, sizes, written.goal)
+            for scorer, before in zip(self.scorers, batch.features, strict=True)
+        ]
+        if written.amend:
+            written.amend(scores)
+        cost = {"seconds": written.draft.seconds, "gradients": written.draft.gradients}
+        self.folder.add_part(job, batch.number, {**cost, "scores": scores})
+        self.shown.update((job.work + len(self.plan.transfer_to)) * len(batch.names))
+
+
+def _extremes(by_query: list[tuple[Row, ...]], scores: Scores) -> None:
+    """Put the worst of all members' values into the rows of the attacked victim."""
+    for worst, rows in zip(scores[0]["rows"], by_query, strict=True):
+        for key in worst:
+            extreme = WORSE.get(key.partition("|")[0])
+            if extreme and worst[key] is not None:
+                worst[key] = extreme(row[key] for row in rows)
+
+
+def _mark(kept: dict[int, Make], scores: Scores) -> None:
+    """Say in every row whether the picture is that of a smaller ε."""
+    for score in scores:
+        for position, row in enumerate(score["rows"]):
+            row["kept"] = position in kept
