@@ -9,7 +9,7 @@ import uturn
 
 SOURCE = Path(uturn.__file__).parent
 FLOORS = [
-    {"types", "errors", "rng", "specs", "parallel", "progress", "report", "_version"},
+    {"types", "errors", "rng", "specs", "parallel", "progress", "report", "_version", "memory"},
     {"victims", "data"},
     {"attacks", "retrieval"},
     {"train", "sweep", "doctor"},

@@ -73,10 +73,13 @@ QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
 def _plainly(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn our own errors, and the disk's, into one sentence."""
+    """Turn our own errors, and the disk's, into one sentence; keep freed memory."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        from uturn.memory import keep_freed_memory
+
+        keep_freed_memory()
         try:
             command(*args, **kwargs)
         except (UturnError, OSError) as error:
