@@ -25,7 +25,7 @@ from uturn.attacks.objectives import (
 from uturn.attacks.presets import PRESETS, iterations, load_attack
 from uturn.attacks.problem import Batch
 from uturn.attacks.search import Search
-from uturn.attacks.steps import Adam, Cosine, Info, Linear, Momentum, Sign, Smooth, UnitL2, chain
+from uturn.attacks.steps import Adam, Cosine, Linear, Momentum, Sign, Smooth, UnitL2, chain
 from uturn.attacks.surrogates import LeakyReLU
 from uturn.attacks.threats import L2, LInf, Patch
 from uturn.attacks.views import SCALES, Flip, Identity, Jpeg, Noise, ResizePad
@@ -344,9 +344,9 @@ class Closed(nn.Module):
 @pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
 def test_leaky_relus_leak_backwards_only(slope: float) -> None:
     x = normal(4, 3, 8, 4)
-    network, info = Closed(), Info(0, 1)
+    network = Closed()
     leaf = x.clone().requires_grad_()
-    with LeakyReLU(slope)(info):
+    with LeakyReLU(slope)():
         out = network(leaf)
     assert torch.equal(out, network(x))
     out.sum().backward()
@@ -365,7 +365,7 @@ def test_a_relu_in_place_still_changes_what_a_skip_sees() -> None:
             return nn.functional.relu(y, inplace=True) + y  # y has become its ReLU
 
     leaf = normal(5).requires_grad_()
-    with LeakyReLU(0.5)(Info(0, 1)):
+    with LeakyReLU(0.5)():
         out = Skip()(leaf)
     assert torch.equal(out, 2 * leaf.detach().relu())
     out.sum().backward()
@@ -380,7 +380,7 @@ def test_the_slope_follows_its_schedule_and_the_loss_stays_the_victims(
     names = [str(i) for i in range(12)]
     problem = leaky.pose(Batch(glyph_victim, glyph_queries, names=names))
     start = problem.start("sign")
-    slopes = [problem.slope(start, leaky.way_back(i)) for i in (0, leaky.steps - 1)]
+    slopes = [problem.slope(start, leaky.surrogate_at(i)) for i in (0, leaky.steps - 1)]
     true = problem.slope(start)
     torch.testing.assert_close(slopes[1].grad, true.grad)
     assert float((slopes[0].grad - true.grad).abs().max()) > 0

@@ -170,10 +170,12 @@ def test_a_victim_is_folded_and_keeps_its_own_network() -> None:
 
 def test_half_precision_is_for_the_search_only() -> None:
     victim = load_victim("glyph_net").folded()
-    quick = victim.searching("bfloat16")
+    searched = victim.searched_in("bfloat16")
+    quick = searched.searcher
+    assert quick is not None
     assert {p.dtype for p in victim.network.parameters()} == {torch.float32}
     assert {p.dtype for p in quick.network.parameters()} == {torch.bfloat16}
-    assert victim.searching("float32") is victim
+    assert searched.searched_in("float32").searcher is None
     images = torch.randint(
         0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -181,7 +183,8 @@ def test_half_precision_is_for_the_search_only() -> None:
     assert features.dtype == torch.float32
     exact = victim.features(to_pixels(images))
     assert F.cosine_similarity(features, exact).min() > 0.999
-    found = load_attack("uturn", eps=8)(quick, images, names=list("abcd"))
+    assert torch.equal(searched.features(to_pixels(images)), exact)
+    found = load_attack("uturn", eps=8)(searched, images, names=list("abcd"))
     assert int(found.delta.abs().max()) == 8
     turned = F.cosine_similarity(victim.features(to_pixels(found.images)), exact)
     own = load_attack("uturn", eps=8)(victim, images, names=list("abcd"))
@@ -200,4 +203,4 @@ def test_a_network_that_bears_no_half_precision_says_so() -> None:
 
     victim = Victim(name="n", network=Stubborn(), preprocessing=Preprocessing(size=(8, 8)))
     with pytest.raises(ArgumentError, match="leave the precision at float32"):
-        victim.searching("bfloat16")
+        victim.searched_in("bfloat16")

@@ -69,7 +69,7 @@ def test_the_first_interval_of_search_counts_rises_only(pictures: Tensor) -> Non
         def start(self, kind: str) -> Tensor:
             return torch.zeros(1, 3, 1, 1)
 
-        def slope(self, delta: Tensor, way_back: object) -> Slope:
+        def slope(self, delta: Tensor, surrogate: object) -> Slope:
             value = torch.tensor([values[len(sizes)]])
             sizes.append(float(delta[0, 0, 0, 0]))
             return Slope(torch.ones_like(delta), value, torch.ones_like(delta))

@@ -24,7 +24,9 @@ from uturn.attacks.steps import (
     Step,
     UnitL2,
     Variance,
+    When,
     chain,
+    now,
 )
 from uturn.attacks.views import SCALES, Flip, Jpeg, Neighbour, Noise, Resample, ResizePad, Scale
 from uturn.errors import ArgumentError
@@ -39,7 +41,7 @@ def walk(step: Step) -> list[Tensor]:
     """The updates that ``step`` makes of six gradients."""
     state, updates = step.init(torch.zeros(2, 3, 9, 7)), []
     for index, grad in enumerate(GRADIENTS):
-        update, state = step.update(grad, state, Info(index, len(GRADIENTS)))
+        update, state = now(step, When(index, len(GRADIENTS))).update(grad, state, Info(index))
         updates.append(update)
     return updates
 
@@ -56,8 +58,8 @@ def test_adam_is_torchs_adam() -> None:
 
 def test_adam_does_not_depend_on_the_scale_of_the_gradient() -> None:
     state = Adam().init(torch.zeros(2, 3, 9, 7))
-    tiny = Adam().update(1e-12 * GRADIENTS[0], state, Info(0, 1))[0]
-    torch.testing.assert_close(tiny, Adam().update(GRADIENTS[0], state, Info(0, 1))[0])
+    tiny = Adam().update(1e-12 * GRADIENTS[0], state, Info(0))[0]
+    torch.testing.assert_close(tiny, Adam().update(GRADIENTS[0], state, Info(0))[0])
 
 
 def test_momentum_is_the_published_sum() -> None:
@@ -72,7 +74,7 @@ def test_momentum_is_the_published_sum() -> None:
 
 
 def test_smoothing_is_scipys_gaussian() -> None:
-    ours = Smooth(1.5).update(GRADIENTS[0], None, Info(0, 1))[0]
+    ours = Smooth(1.5).update(GRADIENTS[0], None, Info(0))[0]
     theirs = gaussian_filter(
         GRADIENTS[0].double().numpy(), (0, 0, 1.5, 1.5), mode="constant", radius=(0, 0, 5, 5)
     )
@@ -82,17 +84,17 @@ def test_smoothing_is_scipys_gaussian() -> None:
 def test_unit_l2_has_its_length_and_a_zero_gradient_stays() -> None:
     for update in walk(UnitL2(5.0)):
         torch.testing.assert_close(update.flatten(1).norm(dim=1), torch.full((2,), 5.0))
-    still = UnitL2(5.0).update(torch.zeros(1, 3, 2, 2), None, Info(0, 1))[0]
+    still = UnitL2(5.0).update(torch.zeros(1, 3, 2, 2), None, Info(0))[0]
     assert not still.any()
 
 
 def test_schedules_run_from_start_to_end() -> None:
     for schedule in (Cosine(3, 0.5), Linear(3, 0.5)):
-        sizes = [schedule(Info(i, 7)) for i in range(7)]
+        sizes = [schedule(When(i, 7)) for i in range(7)]
         assert (sizes[0], sizes[-1]) == (3, pytest.approx(0.5))
         assert sizes == sorted(sizes, reverse=True)
         assert sizes[3] == pytest.approx(1.75)
-        assert schedule(Info(0, 1)) == 3
+        assert schedule(When(0, 1)) == 3
 
 
 def test_a_chain_passes_on() -> None:
@@ -108,11 +110,11 @@ def test_variance_tuning_adds_what_varied_one_step_before() -> None:
     for index in range(3):
         own, *around = GRADIENTS[index], 2 * GRADIENTS[index + 1], 3 * GRADIENTS[index + 2]
         mean = (own + sum(around)) / 3
-        out, state = Variance().update(mean, state, Info(index, 3, views=3, first=own))
+        out, state = Variance().update(mean, state, Info(index, views=3, first=own))
         torch.testing.assert_close(out, own + before)
         before = sum(around) / 2 - own
     with pytest.raises(ArgumentError, match="Neighbour"):
-        Variance().update(GRADIENTS[0], state, Info(0, 1))
+        Variance().update(GRADIENTS[0], state, Info(0))
 
 
 def test_per_channel_multiplies() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -334,9 +335,15 @@ def command(out: Path) -> list[str]:
     return [*base, *SMALL, "--device", "cpu", "--out", str(out), "--quiet"]
 
 
-def parts(out: Path, kind: str = "*.json") -> list[Path]:
+def environment(out: Path) -> dict[str, str]:
+    """With a place of this run's own where the features of the gallery are kept."""
+    return {**os.environ, "UTURN_CACHE": str(out.with_name(f"{out.name}-kept"))}
+
+
+def parts(out: Path, *kinds: str) -> list[Path]:
     """Committed parts: ``*.json`` are attacked batches, ``*.npy`` pieces of the gallery."""
-    found = (out / "parts").rglob(kind)
+    places = (out / "parts", Path(environment(out)["UTURN_CACHE"]))
+    found = (path for place in places for kind in kinds for path in place.rglob(kind))
     return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
@@ -349,10 +356,11 @@ def stop_midway(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=environment(out),
         # A suite that a shell runs in the background is deaf to Ctrl-C, and so would this be.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(parts(out, kind)) < after:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -363,7 +371,8 @@ def stop_midway(
 
 def test_kill_9_and_resume_give_the_undisturbed_numbers(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run(command(undisturbed), check=True, capture_output=True)
+    whole = {"check": True, "capture_output": True}
+    subprocess.run(command(undisturbed), env=environment(undisturbed), **whole)
     committed: dict[Path, int] = {}
     for kind, after in (("*.npy", 3), ("*.npy", 20), ("*.json", 1), ("*.json", 11), ("*.json", 30)):
         process = stop_midway(killed, signal.SIGKILL, after, kind)
@@ -371,10 +380,10 @@ def test_kill_9_and_resume_give_the_undisturbed_numbers(tmp_path: Path) -> None:
         assert process.returncode == -signal.SIGKILL
         assert not (killed / "results.json").exists()
         # What an earlier try had committed was not done again.
-        assert all(path.stat().st_mtime_ns == written for path, written in committed.items())
-        committed = {path: path.stat().st_mtime_ns for path in parts(killed, "*")}
+        assert all(path.stat().st_ino == written for path, written in committed.items())
+        committed = {path: path.stat().st_ino for path in parts(killed, "*.json", "*.npy")}
         assert len(parts(killed, kind)) >= after
-    subprocess.run(command(killed), check=True, capture_output=True)
+    subprocess.run(command(killed), env=environment(killed), **whole)
     assert rows(killed) == rows(undisturbed)
     columns = [pq.read_table(out / "queries.parquet").to_pylist() for out in (killed, undisturbed)]
     assert columns[0] == columns[1]
@@ -389,7 +398,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
     assert process.returncode == 1
     assert "the same command resumes" in errors
     assert "Traceback" not in errors
-    assert len(parts(tmp_path / "run")) >= 2
+    assert len(parts(tmp_path / "run", "*.json")) >= 2
 
 
 # -- protocols -----------------------------------------------------------------------------------

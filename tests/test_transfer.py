@@ -199,10 +199,10 @@ def test_a_killed_transfer_goes_on_to_the_same_numbers(
     command += ["--attack", "fast,odfa", "--eps", "8", "--queries", "12", "--batch-size", "8"]
     command += ["--seed", "3", "--survive", "jpeg75", "--device", "cpu", "--quiet"]
     command += ["--transfer-to", f"{OTHER},glyph_net:flip=yes", "--out", str(out)]
-    for kind, after in (("*.npy", 2), ("*.json", 2)):
+    for after in (1, 3):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 300
-        while len([p for p in (out / "parts").rglob(kind) if p.name[0] != "."]) < after:
+        while len([p for p in (out / "parts").rglob("*.json") if p.name[0] != "."]) < after:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.005)

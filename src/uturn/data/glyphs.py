@@ -97,7 +97,7 @@ class GlyphSource:
         return rounded
 
     def stamp(self, name: str) -> str:
-        return _renderer()
+        return f"{self.part} {name}, {_renderer()}"
 
 
 @functools.cache
