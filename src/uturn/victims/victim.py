@@ -174,7 +174,9 @@ class Victim:
         Raises:
             ArgumentError: it fails, or what it returns are no features.
         """
-        inputs = prepared.to(self.device, PRECISIONS[self.precision])
+        inputs = prepared.to(self.device)
+        if self.precision != "float32":
+            inputs = inputs.to(PRECISIONS[self.precision])
         inputs = inputs.contiguous(memory_format=self.layout)
         try:
             found = self.network(inputs)
