@@ -152,7 +152,12 @@ def test_errors_name_the_run_and_the_way_out(folder: Path, tmp_path: Path) -> No
 def test_a_rank_list_says_right_and_wrong_in_three_ways(
     folder: Path, tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    paper.rank_list(folder, tmp_path / "ranks", attack="fast", eps=8, query=1, top=5)
+    def another(content: dict[str, Any]) -> None:  # who scored the same pictures, other answers
+        told = content["queries"]
+        told += [{**e, "victim": "another", "items": e["items"][::-1]} for e in told]
+
+    run = changed(folder, tmp_path / "run", "ranklists.json", another)
+    paper.rank_list(run, tmp_path / "ranks", attack="fast", eps=8, query=1, top=5)
     listed = json.loads((folder / "ranklists.json").read_bytes())["queries"]
     name = list(dict.fromkeys(entry["query"] for entry in listed))[1]
     lists = {(e["attack"], e["eps"]): e["items"][:5] for e in listed if e["query"] == name}

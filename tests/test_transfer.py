@@ -113,6 +113,9 @@ def test_the_attacked_victim_keeps_the_numbers_of_a_plain_sweep(
     assert len(pictures) == 36  # stored once, whoever scores
     for picture in pictures:
         assert (tmp_path / "plain" / picture).read_bytes() == (transferred / picture).read_bytes()
+    # The rank lists that are shown are those of the attacked victim.
+    lists = "ranklists.json"
+    assert (transferred / lists).read_bytes() == (tmp_path / "plain" / lists).read_bytes()
 
 
 @pytest.mark.parametrize("target", [OTHER, "glyph_net:flip=yes"])

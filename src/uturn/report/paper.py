@@ -143,7 +143,8 @@ def rank_list(
     listed = _read(run, "ranklists.json")["queries"]
     names = list(dict.fromkeys(entry["query"] for entry in listed))
     _require(run, f"rank list of query {query}", query < len(names), f"it keeps {len(names)}")
-    own = {(e["attack"], e["eps"]): e for e in listed if e["query"] == names[query]}
+    entries = [e for e in listed if e["query"] == names[query]]
+    own = {(e["attack"], e["eps"]): e for e in entries if e["victim"] == entries[0]["victim"]}
     kept = ", ".join(f"{name} at {at:g}" for name, at in own if at)
     _require(run, f"rank list of {attack} at ε = {eps:g}", (attack, eps) in own, f"it keeps {kept}")
     shown = [("clean", own["clean", 0]), (f"{attack}\nε = {eps:g}", own[attack, eps])]

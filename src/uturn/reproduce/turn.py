@@ -25,7 +25,7 @@ from uturn.data.split import Split
 from uturn.errors import ArgumentError, CheckpointError, RunFolderError
 from uturn.progress import bar
 from uturn.reproduce.files import read_json, write_whole
-from uturn.retrieval.system import chunks, extract, extract_decoded
+from uturn.retrieval.extract import chunks, extract, extract_decoded
 from uturn.types import LEVELS, Pixels
 from uturn.victims import checkpoints
 from uturn.victims.backbones.cifar import CifarResNet

@@ -155,8 +155,8 @@ class Scorer:
         }
 
     def _answers(self, queries: Queries, features: Tensor) -> list[Row]:
-        """The first ranks of the queries that the report shows."""
-        if not queries.shown:
+        """The first ranks of the queries that the report shows: the attacked victim's."""
+        if self.name != self.plan.victim or not queries.shown:
             return []
         part, gallery = slice(queries.shown), self.split.gallery.names
         answers = self.system.ask(features[part], queries.labels[part], RANKS)
