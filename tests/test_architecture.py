@@ -9,7 +9,18 @@ import uturn
 
 SOURCE = Path(uturn.__file__).parent
 FLOORS = [
-    {"types", "errors", "rng", "specs", "parallel", "progress", "report", "_version", "memory"},
+    {
+        "types",
+        "errors",
+        "rng",
+        "specs",
+        "parallel",
+        "progress",
+        "report",
+        "_version",
+        "memory",
+        "portions",
+    },
     {"victims", "data"},
     {"attacks", "retrieval"},
     {"train", "sweep", "doctor"},

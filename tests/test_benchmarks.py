@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from benchmarks import original, peers, results
+from benchmarks.child import apart
 from benchmarks.harness import (
     Case,
     Contender,
@@ -128,6 +131,23 @@ def test_unequal_work_is_told() -> None:
     measured, _ = pair(same_work=unequal)
     assert measured.complaints == ("B made B",)  # asked once, of one round
     assert "B made B" in results.markdown(content(results.record(measured)))
+
+
+def _counting(start: int) -> Do:
+    if start < 0:
+        raise MissingError("nothing to count from")
+    numbers = itertools.count(start)
+    return lambda: Done(next(numbers), facts={"process": os.getpid()})
+
+
+def test_a_contender_in_a_process_of_its_own_keeps_its_state_and_time() -> None:
+    do = apart(partial(_counting, 5))()
+    first, second = do(), do()
+    assert (first.product, second.product) == (5, 6)
+    assert first.facts == second.facts != {"process": os.getpid()}
+    assert first.seconds is not None
+    with pytest.raises(MissingError, match="nothing to count from"):
+        apart(partial(_counting, -1))()
 
 
 # -- results ---------------------------------------------------------------------------------------

@@ -120,6 +120,71 @@ def test_pictures_and_numbers_are_those_of_every_attack_and_eps_alone(
     assert alone == together
 
 
+class Small(Tiny):
+    """A network that has memory for gradients of two pictures, and for the features of three."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        if len(x) > (2 if x.requires_grad else 3):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return found
+
+
+def a_large_network() -> Victim:
+    """`a_classifier` where memory is short."""
+    whole, small = a_classifier(), Small(0)
+    small.load_state_dict(whole.network.state_dict())
+    return dataclasses.replace(whole, network=small)
+
+
+def test_a_batch_that_does_not_fit_is_crafted_in_halves(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("fast", "basic", "odfa", "apgd:steps=6", "tma:steps=4")
+    whole = dataclasses.replace(plan, attacks=names, eps=(2, 4))
+    run(whole, tmp_path / "whole", progress=False)
+    capsys.readouterr()
+    short = dataclasses.replace(whole, victim="tests.test_craft:a_large_network")
+    run(short, tmp_path / "short", progress=False)
+    assert pictures(tmp_path / "short") == pictures(tmp_path / "whole")
+    rows, expected = (tables(tmp_path / each)[0] for each in ("short", "whole"))
+    for row, other in zip(rows, expected, strict=True):
+        assert row["recall@1"] == other["recall@1"]
+        assert row["map"] == pytest.approx(other["map"])
+        assert row["gradients"] == other["gradients"]
+    gradients = (header(tmp_path / each)["gradients"]["spent"] for each in ("short", "whole"))
+    assert len(set(gradients)) == 1
+    said = capsys.readouterr().err
+    assert said.count("out of memory with 5 pictures at a time; going on with 2") >= 1
+
+
+def test_who_has_arrived_before_memory_lacks_is_not_crafted_again(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("fast", "basic", "odfa")
+    whole = dataclasses.replace(plan, attacks=names, eps=(2, 4))
+    run(whole, tmp_path / "whole", progress=False)
+    slope, sent, send = Problem.slope, list[str](), craft._Crafter._send
+    taken = 0
+
+    def failing(self: Problem, delta: Tensor, *args: Any, **options: Any) -> Slope:
+        nonlocal taken
+        taken += 1
+        if len(delta) > 2 and taken > 3:  # `fast` and `basic` at ε = 2 have arrived by then
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return slope(self, delta, *args, **options)
+
+    def counted(self: Any, job: Job, batch: Any, *args: Any) -> None:
+        sent.append(f"{job.folder} {batch.number}")
+        send(self, job, batch, *args)
+
+    monkeypatch.setattr(Problem, "slope", failing)
+    monkeypatch.setattr(craft._Crafter, "_send", counted)
+    run(whole, tmp_path / "short", progress=False)
+    assert len(sent) == len(set(sent)) == 3 * (1 + 6)  # three batches of clean and six jobs
+    assert pictures(tmp_path / "short") == pictures(tmp_path / "whole")
+
+
 def test_jobs_with_one_trail_go_together(plan: Plan) -> None:
     eps, attacks = (2, 8), ("fast", "apgd", "odfa", "basic", "momentum", "worst")
     groups = together(dataclasses.replace(plan, attacks=attacks, eps=eps).jobs())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import original
+from benchmarks.child import apart
 from benchmarks.harness import Case, Contender, Do, Done, MissingError, Target
 from benchmarks.peers import PEERS, Embedding, Turn, Turned, as_loaded
 from benchmarks.setting import EAGER, FLOAT, OURS, QUICKEST, Setting, ready
@@ -24,6 +26,7 @@ EPS, STEPS = 16, 10
 """The budget holds all steps, so that nobody is stopped by it sooner than another."""
 
 BARE = "bare eager forward and backward"
+KEPT = "the same, freed memory kept"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -85,8 +88,11 @@ def turning(setting: Setting, architecture: str) -> Case:
         f"{height}×{width}, {weights} weights, on {problem.victim.device}",
         contenders=(
             Contender(BARE, "limit", lambda: _bare(problem), "channels_last, weights frozen"),
+            Contender(
+                KEPT, "limit", apart(partial(_bare_of, setting, architecture)), "in a process alone"
+            ),
             *(
-                Contender(name, "ours", _by_us(setting, problem, architecture, precision))
+                Contender(name, "ours", apart(partial(_by_us, setting, architecture, precision)))
                 for name, precision in OURS.items()
             ),
             *peers,
@@ -116,21 +122,20 @@ def _bare(problem: Problem) -> Do:
     return do
 
 
-def _by_us(
-    setting: Setting, problem: Problem, architecture: str, precision: Precision | None
-) -> Callable[[], Do]:
-    def make() -> Do:
-        victim = ready(load_victim(setting.spec(architecture), DEVICE), precision)
-        attack = load_attack(problem.attack, eps=EPS)
+def _bare_of(setting: Setting, architecture: str) -> Do:
+    return _bare(Problem.of(setting, architecture))
 
-        def do() -> Done:
-            found = attack(victim, problem.images, names=problem.names)
-            _settle()
-            return Done(found.images, facts={"gradients": found.gradients})
 
-        return do
+def _by_us(setting: Setting, architecture: str, precision: Precision | None) -> Do:
+    problem = Problem.of(setting, architecture)
+    victim, attack = ready(problem.victim, precision), load_attack(problem.attack, eps=EPS)
 
-    return make
+    def do() -> Done:
+        found = attack(victim, problem.images, names=problem.names)
+        _settle()
+        return Done(found.images, facts={"gradients": found.gradients})
+
+    return do
 
 
 def _by_peer(problem: Problem, peer: Callable[[], Turn]) -> Callable[[], Do]:

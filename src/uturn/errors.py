@@ -27,5 +27,9 @@ class RunFolderError(UturnError):
     """A run folder belongs to another configuration, or is incomplete or damaged."""
 
 
+class MemoryLimitError(UturnError):
+    """Memory does not suffice for a single picture."""
+
+
 class BudgetError(UturnError):
     """An attack, or a picture on disk, has left the threat it was allowed."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uturn.data.pictures import Picture, Pictures
 from uturn.parallel import behind
+from uturn.portions import Portion
 from uturn.progress import bar
 from uturn.retrieval.cache import Shelf, believed
 from uturn.victims.preprocessing import by_shape
@@ -23,7 +24,12 @@ BATCH = 64
 @torch.no_grad()
 def extract(victim: Victim, images: Tensor) -> Tensor:
     """Raw features ``(N, D)`` of uint8 images ``(N, 3, H, W)``, in batches of bounded memory."""
-    parts = [victim.features(to_pixels(part)) for part in torch.split(images, BATCH)]
+    parts = list[Tensor]()
+
+    def look(part: range) -> None:
+        parts.append(victim.features(to_pixels(images[part.start : part.stop])))
+
+    Portion(BATCH).through(len(images), look)
     return torch.cat(parts)
 
 

@@ -25,6 +25,7 @@ from uturn.attacks.together import Share, attack_together
 from uturn.data.pictures import Picture, Pictures, decode
 from uturn.data.split import Split
 from uturn.parallel import ahead, behind, threaded
+from uturn.portions import Portion
 from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.extract import chunks
@@ -87,7 +88,8 @@ def craft(
         bar(total, "crafting and scoring", "step", done=done, show=progress) as shown,
         behind() as pool,
     ):
-        crafter = _Crafter(plan, folder, split, scorers, pool, shown)
+        portion = Portion(plan.batch_size)
+        crafter = _Crafter(plan, folder, split, scorers, pool, shown, portion)
         loaded = ahead(pool, crafter.load, (cut[number] for number in todo))
         for (number, missing), (pictures, clean) in zip(todo.items(), loaded, strict=True):
             crafter.do(missing, _Batch.look(number, cut[number], pictures, clean, scorers))
@@ -136,6 +138,17 @@ class _Draft:
 
 @final
 @dataclass(frozen=True, eq=False)
+class _Group:
+    """Jobs that climb together on a batch, with what each has of it."""
+
+    members: list[tuple[Job, _Draft]]
+    batch: _Batch
+    goal: Goal | None
+    amend: Callable[[Scores], None] | None
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class _Written:
     """A batch of a job whose pictures are on their way to the disk."""
 
@@ -161,6 +174,8 @@ class _Crafter:
     pool: Executor
     """Where files are coded, one batch after another."""
     shown: tqdm[Any]
+    portion: Portion
+    """How many pictures are attacked at a time."""
     pending: deque[_Written] = field(default_factory=deque)
 
     @property
@@ -199,29 +214,40 @@ class _Crafter:
 
     def _climb(self, jobs: list[Job], batch: _Batch) -> None:
         """Attack a batch by jobs that climb together; each is sent to disk when it is done."""
-        queries, features = batch.queries, batch.features[0]
-        insider, labels, kept = self.attacked.insider, queries.labels, self._kept(jobs[0], batch)
-        goal = insider.goal(jobs[0], batch.names, labels, features)
+        kept = self._kept(jobs[0], batch)
+        goal = self.attacked.insider.goal(
+            jobs[0], batch.names, batch.queries.labels, batch.features[0]
+        )
         amend = partial(_mark, kept) if jobs[0].weaker else None
-        drafts = [_Draft(dict(kept)) for _ in jobs]
+        group = _Group([(job, _Draft(dict(kept))) for job in jobs], batch, goal, amend)
         attacked = [i for i in range(len(batch.names)) if i not in kept]
-        for positions, images in by_shape(queries.clean[i] for i in attacked):
+        for positions, images in by_shape(batch.queries.clean[i] for i in attacked):
             which = [attacked[position] for position in positions]
-            mine, chosen = [batch.names[i] for i in which], labels[torch.tensor(which)]
-            part = None if goal is None else replace(goal, chosen=goal.chosen[which])
-            scene = insider.scene(jobs[0], mine, chosen, features[which], part)
-            for shares in self._found(jobs, images, scene, mine):
-                for share in shares:
-                    draft, pictures = drafts[share.member], share.found.images.cpu()
-                    makes = (partial(self._picture, image) for image in pictures)
-                    draft.make |= dict(zip(which, makes, strict=True))
-                    draft.seconds += share.found.seconds
-                    draft.gradients += share.gradients * len(which)
-                    if len(draft.make) == len(batch.names):
-                        self._send(jobs[share.member], batch, draft, goal, amend)
-                self.settle(IN_FLIGHT)
+            self.portion.through(len(which), partial(self._attack, group, images, which))
         if not attacked:
-            self._send(jobs[0], batch, drafts[0], goal, amend)
+            job, draft = group.members[0]
+            self._send(job, batch, draft, goal, amend)
+
+    def _attack(self, group: _Group, images: Tensor, which: list[int], part: range) -> None:
+        """Attack the ``part`` of ``images``, which are those ``which`` of the batch."""
+        batch, insider = group.batch, self.attacked.insider
+        images, which = images[part.start : part.stop], which[part.start : part.stop]
+        names = [batch.names[i] for i in which]
+        # Where this is done again for want of memory, some had arrived before.
+        members = [pair for pair in group.members if which[0] not in pair[1].make]
+        goal = None if group.goal is None else replace(group.goal, chosen=group.goal.chosen[which])
+        labels = batch.queries.labels[torch.tensor(which)]
+        scene = insider.scene(members[0][0], names, labels, batch.features[0][which], goal)
+        for shares in self._found([job for job, _ in members], images, scene, names):
+            for share in shares:
+                (job, draft), pictures = members[share.member], share.found.images.cpu()
+                makes = (partial(self._picture, picture) for picture in pictures)
+                draft.make |= dict(zip(which, makes, strict=True))
+                draft.seconds += share.found.seconds
+                draft.gradients += share.gradients * len(which)
+                if len(draft.make) == len(batch.names):
+                    self._send(job, batch, draft, group.goal, group.amend)
+            self.settle(IN_FLIGHT)
 
     def _found(
         self, jobs: list[Job], images: Tensor, scene: Scene, names: Sequence[str]
@@ -299,7 +325,8 @@ class _Crafter:
     def settle(self, most: int) -> None:
         """Score and commit what is on disk; wait until no more than ``most`` are on their way."""
         while self.pending and (len(self.pending) > most or self.pending[0].files.done()):
-            self._commit(self.pending.popleft())
+            self._commit(self.pending[0])  # one that fails is not forgotten
+            self.pending.popleft()
 
     def _commit(self, written: _Written) -> None:
         job, batch = written.job, written.batch

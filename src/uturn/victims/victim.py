@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from uturn.data.pictures import Picture
 from uturn.errors import ArgumentError, UturnError
+from uturn.portions import lacks_memory
 from uturn.types import LEVELS, Similarity
 from uturn.victims.folding import fold
 from uturn.victims.preprocessing import Preprocessing
@@ -181,7 +182,7 @@ class Victim:
         try:
             found = self.network(inputs)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            if isinstance(error, (UturnError, torch.OutOfMemoryError)):
+            if isinstance(error, UturnError) or lacks_memory(error):
                 raise
             height, width = inputs.shape[-2:]
             raise ArgumentError(

@@ -39,7 +39,7 @@ class CifarResNet(nn.Module):
         self.feature = nn.Identity() if features is None else nn.Linear(w3, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(x)).relu()
+        x = self.bn1(self.conv1(x)).relu_()
         x = self.layer3(self.layer2(self.layer1(x)))
         features: Tensor = self.feature(self.neck(x.mean((2, 3))))  # (B, D)
         return features
@@ -62,9 +62,9 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
         if self.stride > 1 or self.widen:
             low = self.widen // 2
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, low, self.widen - low))
-        out: Tensor = (y + x).relu()
+        out: Tensor = (y + x).relu_()
         return out

@@ -52,7 +52,7 @@ class DenseNet(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.maps(x).relu().mean((2, 3))  # (B, 1024)
+        return self.maps(x).relu_().mean((2, 3))  # (B, 1024)
 
 
 def adapt(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,5 +94,5 @@ class _Layer(nn.Module):
         self.conv2 = nn.Conv2d(4 * _GROWTH, _GROWTH, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(self.norm1(x).relu())
-        return torch.cat([x, self.conv2(self.norm2(y).relu())], dim=1)
+        y = self.conv1(self.norm1(x).relu_())
+        return torch.cat([x, self.conv2(self.norm2(y).relu_())], dim=1)

@@ -5,6 +5,7 @@ State dicts are compatible with torchreid's ``osnet_x0_25`` … ``osnet_x1_0``.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ class _OmniScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(x)
         streams = (self.conv2a, self.conv2b, self.conv2c, self.conv2d)
-        y = self.conv3(sum(self.gate(stream(y)) for stream in streams))
+        y = self.conv3(functools.reduce(torch.add, [self.gate(stream(y)) for stream in streams]))
         skip = x if self.downsample is None else self.downsample(x)
-        out: Tensor = (y + skip).relu()
+        out: Tensor = y.add_(skip).relu_()
         return out

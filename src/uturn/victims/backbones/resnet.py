@@ -89,8 +89,8 @@ class _Basic(nn.Module):
         self.downsample = _shortcut(c_in, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-        out: Tensor = (y + self.downsample(x)).relu()
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
+        out: Tensor = y.add_(self.downsample(x)).relu_()
         return out
 
 
@@ -111,7 +111,7 @@ class _Bottleneck(nn.Module):
         self.downsample = _shortcut(c_in, c_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x)).relu()
-        y = self.bn3(self.conv3(self.bn2(self.conv2(y)).relu()))
-        out: Tensor = (y + self.downsample(x)).relu()
+        y = self.bn1(self.conv1(x)).relu_()
+        y = self.bn3(self.conv3(self.bn2(self.conv2(y)).relu_()))
+        out: Tensor = y.add_(self.downsample(x)).relu_()
         return out

@@ -34,7 +34,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        features: Tensor = self.bn1(x).relu().mean((2, 3))  # (B, 64 · width)
+        features: Tensor = self.bn1(x).relu_().mean((2, 3))  # (B, 64 · width)
         return features
 
 
@@ -69,7 +69,7 @@ class _Block(nn.Module):
         self.convShortcut = None if c_in == c_out else nn.Conv2d(c_in, c_out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(x).relu()
+        y = self.bn1(x).relu_()
         skip = x if self.convShortcut is None else self.convShortcut(y)
-        out: Tensor = self.conv2(self.bn2(self.conv1(y)).relu()) + skip
+        out: Tensor = self.conv2(self.bn2(self.conv1(y)).relu_()) + skip
         return out
