@@ -37,7 +37,7 @@ from uturn.reproduce.claims import (
 from uturn.reproduce.experiment import PRESETS, Experiment, Table
 from uturn.reproduce.experiments import EXPERIMENTS
 from uturn.reproduce.files import read_json
-from uturn.reproduce.page import flags_of
+from uturn.reproduce.page import flags_of, spent
 from uturn.reproduce.place import GIVEN, NEEDS, Place, names_in
 from uturn.reproduce.published import published, rows
 from uturn.reproduce.run import keep_times, plan, reproduce
@@ -331,6 +331,21 @@ def test_the_page_says_all_that_is_needed_to_judge_it(finished: Path, data_root:
     assert (finished / "results" / "../figures/tiny/rows.svg").read_text() == (
         "<svg><!-- 10 --></svg>"
     )
+
+
+def test_a_training_took_no_less_than_its_epochs(
+    data_root: Path, finished: Path, tmp_path: Path
+) -> None:
+    here, epochs = (
+        place(finished, data_root),
+        60 * LEARNED.facts(place(finished, data_root))["minutes"],
+    )
+    timed, lost = machine.Clock(here.times, "m"), machine.Clock(tmp_path, "m")
+    assert spent(LEARNED, here, timed) == timed.time(LEARNED.key)
+    assert spent(LEARNED, here, lost) == machine.Time(epochs)
+    (tmp_path / "train_learned.json").write_text('{"sittings": [{"seconds": 0, "finished": true}]}')
+    assert spent(LEARNED, here, lost) == machine.Time(epochs)
+    assert spent(ATTACKED, here, lost) is None
 
 
 def test_figures_are_drawn_from_run_folders(finished: Path, tmp_path: Path) -> None:

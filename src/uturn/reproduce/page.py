@@ -72,11 +72,12 @@ def _steps(experiment: Experiment, preset: str, place: Place, clock: Clock) -> s
 
 
 def spent(step: Step, place: Place, clock: Clock) -> Time | None:
-    """How long a step took; of a victim that was trained elsewhere, how long its epochs did."""
+    """How long a step took; of a victim never less than its epochs, whoever timed them."""
     timed = clock.time(step.key)
-    if timed is None and isinstance(step, Train) and step.done(place):
-        return Time(60 * step.facts(place)["minutes"])
-    return timed
+    if not isinstance(step, Train) or not step.done(place):
+        return timed
+    epochs = 60 * step.facts(place)["minutes"]
+    return Time(epochs) if timed is None or timed.seconds < epochs else timed
 
 
 def _victims(experiment: Experiment, preset: str, tables: Tables) -> str:
