@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,20 @@ def test_another_configuration_is_refused_with_the_differing_keys(finished: Path
         run(plan(eps=(2, 4), seed=9), finished, progress=False)
     assert "seed: 3 there, 9 now" in str(caught.value)
     assert "queries" not in str(caught.value)
+
+
+def test_a_run_from_before_an_option_was_made_had_its_default(
+    finished: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    header = json.loads((out / "run.json").read_bytes())
+    for option in ("precision", "transfer_to"):
+        del header["configuration"][option]
+    (out / "run.json").write_text(json.dumps(header))
+    rows = run(plan(), out, progress=False)
+    assert rows == json.loads((out / "results.json").read_bytes())["rows"]
+    with pytest.raises(RunFolderError, match='precision: "float32" there, "bfloat16" now'):
+        run(plan(precision="bfloat16"), out, progress=False)
 
 
 def test_a_half_done_run_is_not_finished_by_other_software(tmp_path: Path) -> None:

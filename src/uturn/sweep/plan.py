@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, final, get_args
 
 from uturn import specs
@@ -174,6 +174,12 @@ class Plan:
             n for name in self.attacks for n in ((*MEMBERS, name) if name == WORST else (name,))
         ]
         return list(dict.fromkeys(wanted))
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What an option is where nothing is said of it, as `configuration` has it."""
+        optional = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in optional.items()}
 
     def configuration(self) -> dict[str, Any]:
         """The plan as JSON holds it, with every attack spelled out."""

@@ -65,6 +65,7 @@ def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
             "targets": dict(zip(plan.transfer_to, identities[1:], strict=True)),
             "data fingerprint": split.fingerprint(),
         },
+        defaults=Plan.defaults(),
     )
     if folder.finished:
         folder.clean_up()

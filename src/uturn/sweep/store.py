@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, final
@@ -32,17 +33,24 @@ Row = dict[str, Any]
 class RunFolder:
     """One sweep on disk.
 
+    ``defaults`` are what a run from before an option was made had for it.
+
     Raises:
         RunFolderError: the folder holds something else, or a run of another configuration.
     """
 
-    def __init__(self, path: Path, configuration: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        configuration: dict[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         self.parts = path / "parts"
         header = path / "run.json"
         if header.exists():
             self.header = _read_json(header)
-            there, now = self.header.get("configuration", {}), configuration
+            there, now = {**(defaults or {}), **self.header.get("configuration", {})}, configuration
             if not self.finished:  # what is half done must be finished by the same software
                 there, now = there | self.header.get("versions", {}), now | _versions()
             _require_same(path, there, now)
