@@ -1,7 +1,8 @@
-"""A contender in a process of its own, as the command line runs: freed memory is kept there.
+"""A contender in a process of its own, as anybody runs it.
 
-What the C library does with freed memory holds for a whole process, so who has that cannot share
-one with those who have not.
+What the C library does with freed memory depends on all that a process has done before, and the
+choice to keep it holds for the whole process: in one that they share, contenders would be measured
+by each other's leavings.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from benchmarks.harness import Do, Done
 from uturn.memory import keep_freed_memory
 
 
-def apart(make: Callable[[], Do]) -> Callable[[], Do]:
-    """``make``, which can be pickled, in a child that keeps freed memory; it does the work there.
+def apart(make: Callable[[], Do], *, keep: bool = False) -> Callable[[], Do]:
+    """``make``, which can be pickled, in a child, which does the work there.
 
-    The child ends with its parent, or when what this returns is forgotten.
+    With ``keep`` it keeps freed memory, as the command line does (`uturn.memory`). The child ends
+    with its parent, or when what this returns is forgotten.
     """
 
     def begin() -> Do:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        context.Process(target=_serve, args=(there, make), daemon=True).start()
+        context.Process(target=_serve, args=(there, make, keep), daemon=True).start()
         there.close()
         failure: Exception | None = here.recv()
         if failure is not None:
@@ -44,8 +46,9 @@ def apart(make: Callable[[], Do]) -> Callable[[], Do]:
     return begin
 
 
-def _serve(pipe: Connection, make: Callable[[], Do]) -> None:
-    keep_freed_memory()
+def _serve(pipe: Connection, make: Callable[[], Do], keep: bool) -> None:
+    if keep:
+        keep_freed_memory()
     try:
         do = make()
         pipe.send(None)

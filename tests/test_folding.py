@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from uturn.attacks.presets import load_attack
@@ -15,6 +17,7 @@ from uturn.victims import zoo
 from uturn.victims.folding import NEAR, fold
 from uturn.victims.load import load_victim
 from uturn.victims.preprocessing import Preprocessing
+from uturn.victims.strided import Strided, suits
 from uturn.victims.victim import Victim, to_pixels
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -73,6 +76,63 @@ def test_the_zoo_is_folded_to_the_same_features_and_gradients(name: str, left: i
     assert (before - after).abs().max() <= NEAR * before.abs().max()
     own, its = slope(network, inputs), slope(folded, inputs)
     assert F.cosine_similarity(own.flatten(1), its.flatten(1)).min() > 0.9999
+
+
+@given(
+    kernel=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    stride=st.integers(2, 5),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 5)),
+    spare=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    bias=st.booleans(),
+)
+def test_a_strided_convolution_has_the_same_way_back(
+    kernel: tuple[int, int],
+    stride: int,
+    padding: tuple[int, int],
+    channels: tuple[int, int],
+    spare: tuple[int, int],
+    bias: bool,
+) -> None:
+    """Also where the stride does not come out even, or is larger than the kernel."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(*channels, kernel, stride, padding, bias=bias).double()
+    assert suits(layer)
+    height, width = (
+        max(1, k + more - 2 * p) for k, more, p in zip(kernel, spare, padding, strict=True)
+    )
+    inputs = torch.randn(2, channels[0], height, width, dtype=torch.float64)
+    quick = Strided(layer.requires_grad_(False))
+    assert torch.equal(quick(inputs), layer(inputs))
+    assert torch.allclose(slope(quick, inputs), slope(layer, inputs), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 4, 3),
+        nn.Conv2d(16, 4, 3, 2),
+        nn.Conv2d(3, 4, 3, (2, 1)),
+        nn.Conv2d(3, 4, 3, 2, dilation=2),
+        nn.Conv2d(3, 3, 3, 2, groups=3),
+        nn.Conv2d(3, 4, 3, 2, padding_mode="reflect", padding=1),
+        nn.Linear(3, 4),
+    ],
+)
+def test_other_layers_keep_their_own_way_back(layer: nn.Module) -> None:
+    assert not suits(layer)
+
+
+def test_the_first_convolution_is_replaced_in_the_copy_only() -> None:
+    network = lived(zoo.ZOO["resnet18"].build())
+    folded = fold(network, pictures(32, 32))
+    assert any(isinstance(module, Strided) for module in folded.modules())
+    assert not any(isinstance(module, Strided) for module in network.modules())
+    own, its = (
+        slope(network, pictures(32, 32)),
+        slope(folded.bfloat16(), pictures(32, 32).bfloat16()),
+    )
+    assert F.cosine_similarity(own.flatten(1), its.float().flatten(1)).min() > 0.95
 
 
 class Net(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import original
 from benchmarks.child import apart
 from benchmarks.harness import Case, Contender, Do, Done, MissingError, Target
-from benchmarks.peers import PEERS, Embedding, Turn, Turned, as_loaded
+from benchmarks.peers import PEERS, Embedding, Turned, as_loaded
 from benchmarks.setting import EAGER, FLOAT, OURS, QUICKEST, Setting, ready
 from uturn.attacks import load_attack
 from uturn.attacks.problem import Batch
@@ -75,10 +75,10 @@ class Problem:
 def turning(setting: Setting, architecture: str) -> Case:
     """Bare passes, ours, the peers and the original on one batch."""
     problem = Problem.of(setting, architecture)
-    peers = [
-        Contender(name, "peer", _by_peer(problem, peer), "the embedding wrapped as two logits")
-        for name, peer in PEERS.items()
-    ]
+
+    def at(do: Callable[[Problem], Do], *, keep: bool = False) -> Callable[[], Do]:
+        return apart(partial(_posed, setting, architecture, do), keep=keep)
+
     weights = "trained" if setting.real(architecture) else "random"
     height, width = problem.images.shape[-2:]
     return Case(
@@ -87,16 +87,17 @@ def turning(setting: Setting, architecture: str) -> Case:
         title=f"U-turn of {problem.steps} steps on {len(problem.images)} pictures of "
         f"{height}×{width}, {weights} weights, on {problem.victim.device}",
         contenders=(
-            Contender(BARE, "limit", lambda: _bare(problem), "channels_last, weights frozen"),
-            Contender(
-                KEPT, "limit", apart(partial(_bare_of, setting, architecture)), "in a process alone"
-            ),
+            Contender(BARE, "limit", at(_bare), "channels_last, weights frozen"),
+            Contender(KEPT, "limit", at(_bare, keep=True)),
             *(
-                Contender(name, "ours", apart(partial(_by_us, setting, architecture, precision)))
+                Contender(name, "ours", at(partial(_by_us, precision), keep=True))
                 for name, precision in OURS.items()
             ),
-            *peers,
-            Contender("original loop", "peer", lambda: _by_original(problem)),
+            *(
+                Contender(name, "peer", at(partial(_by_peer, name)), "embedding as two logits")
+                for name in PEERS
+            ),
+            Contender("original loop", "peer", at(_by_original)),
         ),
         reference=BARE,
         targets=(Target("uturn", 0.45),),
@@ -122,12 +123,11 @@ def _bare(problem: Problem) -> Do:
     return do
 
 
-def _bare_of(setting: Setting, architecture: str) -> Do:
-    return _bare(Problem.of(setting, architecture))
+def _posed(setting: Setting, architecture: str, do: Callable[[Problem], Do]) -> Do:
+    return do(Problem.of(setting, architecture))
 
 
-def _by_us(setting: Setting, architecture: str, precision: Precision | None) -> Do:
-    problem = Problem.of(setting, architecture)
+def _by_us(precision: Precision | None, problem: Problem) -> Do:
     victim, attack = ready(problem.victim, precision), load_attack(problem.attack, eps=EPS)
 
     def do() -> Done:
@@ -138,23 +138,20 @@ def _by_us(setting: Setting, architecture: str, precision: Precision | None) -> 
     return do
 
 
-def _by_peer(problem: Problem, peer: Callable[[], Turn]) -> Callable[[], Do]:
-    def make() -> Do:
-        turn, embedding = peer(), Embedding(problem.victim)
+def _by_peer(name: str, problem: Problem) -> Do:
+    turn, embedding = PEERS[name](), Embedding(problem.victim)
 
-        def do() -> Done:
-            embedding.gradients = 0
-            with torch.no_grad():
-                home = embedding(to_pixels(problem.images).to(problem.victim.device))
-            pixels = to_pixels(problem.started).to(problem.victim.device)
-            found = turn(Turned(embedding, home), pixels, EPS, problem.steps)
-            _settle()
-            images = (found.detach() * 255).round().to(torch.uint8)
-            return Done(images, facts={"gradients": embedding.gradients})
+    def do() -> Done:
+        embedding.gradients = 0
+        with torch.no_grad():
+            home = embedding(to_pixels(problem.images).to(problem.victim.device))
+        pixels = to_pixels(problem.started).to(problem.victim.device)
+        found = turn(Turned(embedding, home), pixels, EPS, problem.steps)
+        _settle()
+        images = (found.detach() * 255).round().to(torch.uint8)
+        return Done(images, facts={"gradients": embedding.gradients})
 
-        return do
-
-    return make
+    return do
 
 
 def _by_original(problem: Problem) -> Do:

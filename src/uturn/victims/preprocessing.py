@@ -139,7 +139,7 @@ class Preprocessing:
         mean = pixels.new_tensor(self.mean)[:, None, None]
         std = pixels.new_tensor(self.std)[:, None, None]
         ordered = pixels if self.order == "RGB" else pixels.flip(1)
-        return (ordered - mean) / std
+        return (ordered - mean).div_(std)
 
     def levels_apart(self, one: Tensor, other: Tensor) -> Tensor:
         """The largest difference of two normalised pictures ``(3, H, W)``, in levels."""
