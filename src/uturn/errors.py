@@ -33,3 +33,15 @@ class MemoryLimitError(UturnError):
 
 class BudgetError(UturnError):
     """An attack, or a picture on disk, has left the threat it was allowed."""
+
+
+class BackendError(UturnError):
+    """A system beside this program, such as a vector database, does not do what it was asked."""
+
+
+class OracleError(UturnError):
+    """A search system that is asked from outside fails, or answers what is no answer."""
+
+
+class EngineError(UturnError):
+    """An engine cannot be used, or some of its work failed; what was finished stays."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, final
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,30 @@ stays on the 8-bit lattice without rounding.
 
 Similarity: TypeAlias = Literal["cosine", "euclidean"]
 """How a retrieval system compares features: by angle, or by distance with their length."""
+
+
+@final
+@dataclass(frozen=True)
+class Answer:
+    """What a search system says of one picture."""
+
+    items: tuple[str | int, ...]
+    """Which gallery items, each once, best first."""
+
+    scores: tuple[float, ...] | None = None
+    """The score of each, larger = closer; None if the system keeps them to itself."""
+
+
+class Oracle(Protocol):
+    """A search system that only answers; any function of this form is one."""
+
+    def __call__(self, pictures: Tensor, k: int) -> Sequence[Answer]:
+        """The first ``k`` gallery items for each of uint8 ``pictures`` ``(n, 3, H, W)``.
+
+        The answer for one picture does not depend on the others. A gallery of fewer than ``k``
+        items gives fewer.
+        """
+        ...
 
 
 @final
@@ -50,6 +74,13 @@ class Scene:
     """Asks the ranking: uint8 pictures ``(n, 3, H, W)`` in the place of queries number ``which``
     ``(n,)`` of the batch → ``(n,)`` booleans, whether each lost its first match."""
 
+    watch: Callable[[Pixels], Tensor] | None = None
+    """What a guard before the index sees in pixels, differentiably: ``(B, S)`` signs in spreads of
+    clean queries, 0 is what is usual for them (`uturn.guard`)."""
+
+    oracle: Oracle | None = None
+    """The search system itself, to be asked as anybody may ask it (`attacks.blackbox`)."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +97,13 @@ class Perturbation:
     """The objective before each step: ``(steps, B)``; without steps if nothing was climbed."""
 
     gradients: int
-    """Gradients spent per picture; where pictures differ, the most that one can cost."""
+    """Gradients of the victim spent per picture; where pictures differ, the most one can cost."""
 
     seconds: float
     """Wall time of the whole batch."""
+
+    asked: Tensor
+    """How many pictures a search system was asked per query: ``(B,)`` int64, 0 if none."""
+
+    prior_gradients: int = 0
+    """Gradients of another network that were borrowed per picture, the most that one took."""

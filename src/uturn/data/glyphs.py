@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ FACES = tuple(
 )
 _POINTS = 23  # pixels per em of the drawn glyph; wider or taller glyphs are shrunk to fit
 _FIT = SIZE - 6
+_LUMINANCE = np.array([0.299, 0.587, 0.114])
+_Y, _X = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
 
 
 def glyphs() -> Split:
@@ -81,19 +84,23 @@ class GlyphSource:
         draw = generator(0, "glyphs", self.part, name)
         mask = _mask(int(point, 16), face)
         height, width = mask.shape
-        shift = draw.integers(-2, 3, 2)
-        top = int(np.clip((SIZE - height) // 2 + shift[0], 0, SIZE - height))
-        left = int(np.clip((SIZE - width) // 2 + shift[1], 0, SIZE - width))
-        alpha = np.zeros((SIZE, SIZE, 1))
-        alpha[top : top + height, left : left + width, 0] = mask / 255
+        down, right = draw.integers(-2, 3, 2).tolist()
+        top = min(max((SIZE - height) // 2 + down, 0), SIZE - height)
+        left = min(max((SIZE - width) // 2 + right, 0), SIZE - width)
+        alpha = np.zeros((SIZE, SIZE))
+        alpha[top : top + height, left : left + width] = mask
+        alpha /= 255
 
         paper, ink = _colours(draw)
         angle = draw.uniform(0, 2 * np.pi)
-        y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
-        light = draw.uniform(0.0, 0.12) * (np.cos(angle) * x + np.sin(angle) * y)
-        picture = paper + alpha * (ink - paper) + light[..., None]
+        light = draw.uniform(0.0, 0.12) * (math.cos(angle) * _X + math.sin(angle) * _Y)
+        # In place: a gallery is thousands of them.
+        picture = alpha[..., None] * (ink - paper)
+        picture += paper
+        picture += light[..., None]
         picture += draw.normal(0, 0.02, picture.shape)
-        rounded: Picture = np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)
+        picture *= 255
+        rounded: Picture = np.rint(picture, out=picture).clip(0, 255).astype(np.uint8)
         return rounded
 
     def stamp(self, name: str) -> str:
@@ -113,10 +120,9 @@ def _renderer() -> str:
 
 def _colours(draw: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Paper and ink, at least 0.4 apart in luminance, so that the glyph can be read."""
-    weights = np.array([0.299, 0.587, 0.114])
     while True:
         paper, ink = draw.uniform(0.05, 0.95, (2, 3))
-        if abs((paper - ink) @ weights) >= 0.4:
+        if abs((paper - ink) @ _LUMINANCE) >= 0.4:
             return paper, ink
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from uturn.errors import ArgumentError, DataError
 from uturn.rng import generator
+from uturn.storage import write
 
 Picture = npt.NDArray[np.uint8]
 """A decoded picture: ``(H, W, 3)`` RGB, uint8."""
@@ -58,7 +60,7 @@ def decode(path: Path) -> Picture:
     try:
         if not path.is_file():  # a folder, or a pipe on which one would wait for ever
             raise FileNotFoundError
-        with Image.open(path, formats=FORMATS) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
             tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)  # allocated in any case
             if max(image.width * image.height, tile) > LARGEST:
@@ -90,9 +92,10 @@ def _high_byte(image: Image.Image) -> Picture:
 
 
 def encode(path: Path, picture: Picture) -> None:
-    """Write a picture as an 8-bit PNG: lossless, quick rather than small."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, "PNG", compress_level=1)
+    """Write a picture as an 8-bit PNG: lossless, quick rather than small; whole or not at all."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    write(path, buffer.getvalue())
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, final
+
+import numpy as np
 
 from uturn.data.pictures import IntArray, Pictures
 from uturn.errors import DataError
@@ -64,6 +66,29 @@ class Split:
             ArgumentError: more queries than there are, or none.
         """
         return replace(self, query=self.query.sample(queries, seed, self.name, "queries"))
+
+    def without(self, query: Collection[str], gallery: Collection[str]) -> Split:
+        """The same split less the pictures of these names; lists are amended."""
+        asked, ranked = (
+            np.array([name not in left_out for name in pictures.names], dtype=bool)
+            for pictures, left_out in ((self.query, query), (self.gallery, gallery))
+        )
+        place = np.cumsum(ranked) - 1  # (G,)
+
+        def amended(items: IntArray) -> IntArray:
+            kept: IntArray = place[items[ranked[items]]]
+            return kept
+
+        listings = {
+            name: Listing(amended(listing.relevant), amended(listing.ignored))
+            for name, listing in self.listings.items()
+        }
+        return replace(
+            self,
+            query=self.query.subset(np.flatnonzero(asked)),
+            gallery=self.gallery.subset(np.flatnonzero(ranked)),
+            listings=listings,
+        )
 
     def fingerprint(self) -> str:
         """A hash over names, labels and content stamps of the queries and the gallery."""

@@ -1,4 +1,4 @@
-"""Channels: what a saved picture goes through before the retrieval system sees it."""
+"""Channels: what a saved picture goes through before a retrieval system sees it."""
 
 from __future__ import annotations
 
