@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from uturn._version import __version__
+from uturn.storage import commit
 from uturn.victims.victim import Victim
 
 LARGEST = 4 * 2**30
@@ -68,10 +69,7 @@ class Shelf:
         file, buffer = self._file(stamps), io.BytesIO()
         np.save(buffer, features.cpu().numpy())
         with suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-            temporary.write_bytes(buffer.getvalue())
-            temporary.replace(file)
+            commit(file, buffer.getvalue())
 
     def tidy(self) -> None:
         """Remove what was used least recently, beyond `LARGEST`."""

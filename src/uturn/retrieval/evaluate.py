@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -18,7 +19,9 @@ from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.classification import TOPS, classifies, label_ranks
 from uturn.retrieval.extract import chunks, extract_all
-from uturn.retrieval.intervals import identity_bootstrap, query_bootstrap, weighted_mean
+from uturn.retrieval.fidelity import NEAREST, recall_of_exact
+from uturn.retrieval.index import read_index, whole
+from uturn.retrieval.intervals import identity_bootstrap, median, query_bootstrap, weighted_mean
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import Ranking, join, rank_chunk, scored
 from uturn.retrieval.rerank import asks_all_at_once
@@ -43,7 +46,10 @@ def evaluate(
     ``clean`` holds the queries before an attack, under the same names, if those of ``split``
     are attacked: they set the threshold of TPR@FPR, and the attack's success and the embeddings'
     cosine to the clean ones are reported too. A metric is None if no query has a relevant item
-    (or, for success, a right first match). ``ci95`` holds intervals by bootstrap over identities.
+    (or, for success, a right first match), or if it needs more of the ranking than the index gives;
+    of an index that answers with its first k items there is ``map@k``, and how many of the exact
+    nearest it answers the clean queries with. ``ci95`` holds intervals by bootstrap over
+    identities.
     Where the identities are the classes of the victim's classifier, ``top1`` and ``top5`` say how
     it does, with intervals by bootstrap over queries.
 
@@ -51,11 +57,16 @@ def evaluate(
         ArgumentError: ``clean`` lacks a query. DataError: no query has a relevant item.
     """
     require_matches(split)
+    read_index(index, victim.similarity)  # what is misspelt fails here, not in an hour
+    if rerank:
+        whole(index, victim.similarity, f"the stage {rerank}")
     originals = None if clean is None else _same(clean, split.query.names)
     gallery = extract_all(victim, split.gallery, "gallery", progress=progress)
 
     def build(queries: Tensor | None = None) -> RetrievalSystem:
-        return RetrievalSystem.build(victim, split, gallery, index, rerank=rerank, queries=queries)
+        return RetrievalSystem.build(
+            victim, split, gallery, index, rerank=rerank, queries=queries, progress=progress
+        )
 
     shared = None if rerank and asks_all_at_once(rerank) else build()
 
@@ -75,6 +86,8 @@ def evaluate(
     values = {f"recall@{k}": metrics.recall_at(ranking, k) for k in metrics.RECALLS}
     for convention in metrics.CONVENTIONS:
         values[f"map ({convention})"] = metrics.average_precision(ranking, convention)
+    if ranking.depth is not None:
+        values[f"map@{ranking.depth}"] = metrics.ap_within(ranking, ranking.depth)
     if split.protocol == "listed":
         for k in metrics.RECALLS:
             values[f"precision@{k}"] = metrics.precision_at(ranking, k)
@@ -82,7 +95,7 @@ def evaluate(
         "r_precision": metrics.r_precision(ranking),
         "minp": metrics.inp(ranking),
         "normalised_rank": metrics.normalised_rank(ranking),
-        tpr: metrics.accepted(ranking, before.impostors.threshold()),
+        tpr: metrics.accepted(ranking, before.threshold),
         "mean_first_match": first,
     }
     if found.single_shot is not None:
@@ -91,9 +104,20 @@ def evaluate(
     if originals is not None:
         values["success"] = metrics.attack_success(metrics.first_match(before.ranking), first)
         values["cosine_to_clean"] = F.cosine_similarity(found.features, before.features)
+    matches = ranking.matches.double().cpu().numpy()
     columns = {name: value.double().cpu().numpy() for name, value in values.items()}
+    columns |= {
+        name: metrics.known(column, matches)
+        for name, column in columns.items()
+        if name != "success"  # which only right first matches have
+    }
+    answered = {}
+    if shared is not None and shared.depth is not None:
+        labels = Labels.of(split.query, victim.device)
+        recall = recall_of_exact(shared, gallery, before.features, labels)
+        answered[f"index recall@{NEAREST}"] = recall
     hits = _classified(victim, split, progress) if classifies(victim, split) else {}
-    weights = {tpr: ranking.matches.double().cpu().numpy()}  # of genuine pairs, not of queries
+    weights = {tpr: matches}  # of genuine pairs, not of queries
     return {
         "victim": victim.name,
         "data": split.name,
@@ -104,7 +128,8 @@ def evaluate(
         "no-match queries": int((ranking.matches == 0).sum()),
         "tied queries": int(ranking.tied.sum()),
         **{name: weighted_mean(column, weights.get(name)) for name, column in columns.items()},
-        "median_first_match": float(np.nanmedian(columns["mean_first_match"])),
+        "median_first_match": median(columns["mean_first_match"]),
+        **answered,
         **{name: float(hit.mean()) for name, hit in hits.items()},
         "ci95": {
             name: identity_bootstrap(column, split.query.identities, seed, weights.get(name))
@@ -129,34 +154,33 @@ def _classified(victim: Victim, split: Split, progress: bool) -> dict[str, npt.N
 @final
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """What one pass over the scores of some queries gives."""
+    """What one pass over some queries gives."""
 
     index: str
     features: Tensor
     ranking: Ranking
-    impostors: Impostors
-    single_shot: Tensor | None
-    """``(Q, len(RECALLS))``; None where the protocol has no cameras to choose pictures by."""
+    threshold: float = math.nan
+    """Of `metrics.accepted`; NaN where the index does not give all scores."""
+    single_shot: Tensor | None = None
+    """``(Q, len(RECALLS))``; None without all scores, or without cameras to choose pictures by."""
 
     @classmethod
     def of(
         cls, features: Tensor, labels: Labels, system: RetrievalSystem, protocol: Protocol
     ) -> _Answers:
-        gallery = system.gallery
+        gallery, name = system.gallery, str(system.index)
+        if system.depth is not None:
+            return cls(name, features, system.rank(features, labels))
         rankings, recalls = list[Ranking](), list[Tensor]()
         impostors = Impostors(metrics.FPR, len(labels) * len(gallery))
-        for chunk in scored(system.index, features, labels, gallery, system.judge):
+        for chunk in scored(system.whole, features, labels, gallery, system.judge):
             rankings.append(rank_chunk(chunk))
             impostors = impostors.see(chunk)
             if protocol == "cross-camera":
                 recalls.append(recall_single_shot(chunk, gallery.identities, metrics.RECALLS))
-        return cls(
-            str(system.index),
-            features,
-            join(rankings),
-            impostors,
-            torch.cat(recalls) if recalls else None,
-        )
+        found = torch.cat(recalls) if recalls else None
+        ranking = join(rankings)
+        return cls(name, features, ranking, impostors.threshold(), found)
 
 
 def _among(pictures: Pictures, gallery: Pictures) -> Tensor | None:

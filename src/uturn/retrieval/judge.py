@@ -145,10 +145,30 @@ class Judgement:
         return relevant, ignored
 
 
+class Exclusion(NamedTuple):
+    """What is ignored for a query, said so that a database can filter by it.
+
+    A gallery item is ignored if any part is true of it.
+    """
+
+    junk: bool = True
+    """Its identity is `JUNK`."""
+    seen: tuple[int, int] | None = None
+    """It is of this identity, taken by this camera."""
+    id: int | None = None
+    """Its name has this number (`Labels.ids`)."""
+    items: tuple[int, ...] = ()
+    """It stands at one of these places of the gallery."""
+
+
 class Judge(Protocol):
     """Says what is relevant to queries and what is ignored for them."""
 
     def __call__(self, query: Labels, gallery: Labels) -> Judgement: ...
+
+    def exclusions(self, query: Labels) -> list[Exclusion]:
+        """What is ignored for each query: the same as the judgement says, as a rule."""
+        ...
 
 
 @final
@@ -167,6 +187,10 @@ class CrossCamera:
         near = query.cameras[same.rows] == gallery.cameras[same.columns]
         relevant, ignored = same.where(~near), same.where(near)
         return Judgement(len(query), len(gallery), relevant, ignored, gallery.junk)
+
+    def exclusions(self, query: Labels) -> list[Exclusion]:
+        seen = zip(query.identities.tolist(), query.cameras.tolist(), strict=True)
+        return [Exclusion(seen=each) for each in seen]
 
 
 @final
@@ -187,6 +211,9 @@ class SameIdentity:
         same = _same_identity(query, gallery)
         relevant = same.where(query.ids[same.rows] != gallery.ids[same.columns])
         return Judgement(len(query), len(gallery), relevant, itself, gallery.junk)
+
+    def exclusions(self, query: Labels) -> list[Exclusion]:
+        return [Exclusion(id=number) for number in query.ids.tolist()]
 
 
 def _same_identity(query: Labels, gallery: Labels) -> Pairs:
@@ -221,6 +248,13 @@ class Listed:
             pairs([np.unique(listing.ignored) for listing in listings]),
             junk=torch.empty(0, dtype=torch.int64, device=device),
         )
+
+    def exclusions(self, query: Labels) -> list[Exclusion]:
+        listings = [self._by_id[number] for number in query.ids.tolist()]
+        return [
+            Exclusion(junk=False, items=tuple(np.unique(listing.ignored).tolist()))
+            for listing in listings
+        ]
 
 
 def judge_for(split: Split) -> Judge:

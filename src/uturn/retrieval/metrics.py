@@ -5,6 +5,9 @@ number of such queries is reported. (Others score it 0 or drop it silently.)
 
 Throughout, r_1 < … < r_P are the positions of a query's P relevant items among its N ranked
 ones, 1 = best; ignored items are taken out before counting, and ties follow `ranking.TIES`.
+
+Of a ranking that was seen only so deep (`Ranking.depth`) a value is exact or NaN, never a guess at
+what lies below.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,17 +25,23 @@ from uturn.errors import ArgumentError
 from uturn.retrieval.ranking import Ranking
 from uturn.retrieval.single_shot import recall_single_shot
 
+Values = npt.NDArray[np.float64]
+
 
 def first_match(ranking: Ranking) -> Tensor:
-    """Position of the first relevant item, 1 = best: ``(Q,)`` float64."""
+    """Position of the first relevant item, 1 = best: ``(Q,)`` float64.
+
+    Infinite where it lies below all that was seen.
+    """
     if not ranking.positions.shape[1]:
-        return torch.full_like(ranking.matches, torch.nan, dtype=torch.float64)
-    return _masked(ranking, ranking.positions[:, 0].double())
+        return _masked(ranking, torch.full_like(ranking.matches, torch.inf, dtype=torch.float64))
+    first = ranking.positions[:, 0].double()
+    return _masked(ranking, first.where(first > 0, torch.inf))
 
 
 def recall_at(ranking: Ranking, k: int) -> Tensor:
     """1 where a relevant item is among the first ``k``, else 0 (also known as CMC): ``(Q,)``."""
-    return _masked(ranking, (first_match(ranking) <= k).double())
+    return _seen(ranking, k, _masked(ranking, (first_match(ranking) <= k).double()))
 
 
 def ap_plain(ranking: Ranking) -> Tensor:
@@ -39,7 +50,7 @@ def ap_plain(ranking: Ranking) -> Tensor:
     ``1/P Σ_k k / r_k``. This is what torchreid, fast-reid and scikit-learn compute.
     """
     k, r = _k_and_r(ranking)
-    return _mean_over_matches(ranking, k / r)
+    return _seen(ranking, None, _mean_over_matches(ranking, k / r))
 
 
 def ap_trapezoid(ranking: Ranking) -> Tensor:
@@ -53,7 +64,7 @@ def ap_trapezoid(ranking: Ranking) -> Tensor:
     """
     k, r = _k_and_r(ranking)
     before = torch.where(r > 1, (k - 1) / (r - 1), 1.0)
-    return _mean_over_matches(ranking, (before + k / r) / 2)
+    return _seen(ranking, None, _mean_over_matches(ranking, (before + k / r) / 2))
 
 
 def ap_at_r(ranking: Ranking) -> Tensor:
@@ -64,13 +75,27 @@ def ap_at_r(ranking: Ranking) -> Tensor:
     Source: Musgrave et al., "A Metric Learning Reality Check", ECCV 2020.
     """
     k, r = _k_and_r(ranking)
-    return _mean_over_matches(ranking, (k / r).where(r <= ranking.matches[:, None], 0.0))
+    within = (k / r).where(r <= ranking.matches[:, None], 0.0)
+    return _seen(ranking, ranking.matches, _mean_over_matches(ranking, within))
+
+
+def ap_within(ranking: Ranking, k: int) -> Tensor:
+    """Average precision among the first ``k`` only: ``(Q,)``.
+
+    ``1/min(P, k) Σ_{i: r_i ≤ k} i / r_i``, known as mAP@k: what an answer of k items can give.
+
+    Source: Weyand et al., "Google Landmarks Dataset v2", CVPR 2020, which takes k = 100.
+    """
+    i, r = _k_and_r(ranking)
+    total = (i / r).where((r > 0) & (r <= k), 0.0).sum(1)
+    return _seen(ranking, k, _masked(ranking, total / ranking.matches.clamp(max=k)))
 
 
 def r_precision(ranking: Ranking) -> Tensor:
     """Share of relevant items among the first R = P positions: ``(Q,)``."""
     _, r = _k_and_r(ranking)
-    return _mean_over_matches(ranking, (r <= ranking.matches[:, None]).double())
+    within = (r <= ranking.matches[:, None]).double()
+    return _seen(ranking, ranking.matches, _mean_over_matches(ranking, within))
 
 
 def precision_at(ranking: Ranking, k: int) -> Tensor:
@@ -82,9 +107,11 @@ def precision_at(ranking: Ranking, k: int) -> Tensor:
     Source: Radenović et al., "Revisiting Oxford and Paris", CVPR 2018; κ is in its code.
     """
     r = ranking.positions
-    depth = _last_match(ranking).clamp(max=k)
+    # A match that was not seen lies beyond k, or the value is not given.
+    whole = (r > 0).sum(1) == ranking.matches
+    depth = _last_match(ranking).where(whole, k).clamp(max=k)
     found = ((r > 0) & (r <= depth[:, None])).sum(1)
-    return _masked(ranking, found.double() / depth)
+    return _seen(ranking, k, _masked(ranking, found.double() / depth))
 
 
 def inp(ranking: Ranking) -> Tensor:
@@ -95,7 +122,8 @@ def inp(ranking: Ranking) -> Tensor:
     Source: Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook" (AGW),
     TPAMI 2022.
     """
-    return _masked(ranking, ranking.matches.double() / _last_match(ranking))
+    found = ranking.matches.double() / _last_match(ranking)
+    return _seen(ranking, None, _masked(ranking, found))
 
 
 def normalised_rank(ranking: Ranking) -> Tensor:
@@ -107,7 +135,8 @@ def normalised_rank(ranking: Ranking) -> Tensor:
     proposals", Pattern Recognition Letters 22, 2001.
     """
     k, r = _k_and_r(ranking)
-    return _mean_over_matches(ranking, (r - k) / ranking.items[:, None])
+    found = _mean_over_matches(ranking, (r - k) / ranking.items[:, None])
+    return _seen(ranking, None, found)
 
 
 def accepted(ranking: Ranking, threshold: float) -> Tensor:
@@ -118,7 +147,8 @@ def accepted(ranking: Ranking, threshold: float) -> Tensor:
     threshold is NaN, as nothing then tells genuine from impostor.
     """
     values = (ranking.scores > threshold).double()
-    return _mean_over_matches(ranking, values + math.nan if math.isnan(threshold) else values)
+    found = _mean_over_matches(ranking, values + math.nan if math.isnan(threshold) else values)
+    return _seen(ranking, None, found)
 
 
 def attack_success(clean: Tensor, attacked: Tensor) -> Tensor:
@@ -155,6 +185,7 @@ METRICS: dict[str, Callable[..., Tensor]] = {
     "mean_first_match": first_match,
     **CONVENTIONS,
     "r_precision": r_precision,
+    "map@k": ap_within,
     "precision@k": precision_at,
     "minp": inp,
     "normalised_rank": normalised_rank,
@@ -167,6 +198,25 @@ METRICS: dict[str, Callable[..., Tensor]] = {
 def average_precision(ranking: Ranking, convention: str) -> Tensor:
     """Average precision ``(Q,)`` by a named convention: ``plain``, ``trapezoid`` or ``map@r``."""
     return CONVENTIONS[specs.choose("convention", convention, CONVENTIONS)](ranking)
+
+
+def known(values: Values, matches: Values) -> Values:
+    """``values`` ``(Q,)``, or NaN throughout if one of a query with relevant items is NaN.
+
+    The mean of what is known would be one of other queries.
+    """
+    lacking = bool((np.isnan(values) & (matches > 0)).any())
+    return np.full_like(values, np.nan) if lacking else values
+
+
+def _seen(ranking: Ranking, depth: int | Tensor | None, values: Tensor) -> Tensor:
+    """``values``, NaN where their first ``depth`` places were not seen; None: they need all."""
+    if ranking.depth is None:
+        return values
+    if depth is None:
+        return torch.full_like(values, torch.nan)
+    short = torch.as_tensor(depth, device=values.device) > ranking.depth
+    return values.masked_fill(short, torch.nan)
 
 
 def _k_and_r(ranking: Ranking) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Rankings: at which positions a query's relevant items stand. The pivot between index and metrics.
 
-Positions are found by counting the items ahead, without sorting the gallery.
+Positions are found by counting the items ahead, without sorting the gallery; where an index answers
+with its closest items only, they are read off its answer.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from uturn.errors import ArgumentError
 from uturn.retrieval.counting import at_least
-from uturn.retrieval.index import Index, require_finite
+from uturn.retrieval.index import AnyIndex, Index, Top, TopIndex, require_finite
 from uturn.retrieval.judge import Judge, Judgement, Labels
 
 _CHUNK, _ROWS, _MOST = 4_000_000, 64, 64_000_000
 """Scores held at a time: 16 MB, which memory is used again for; of a large gallery those of 64
 queries, which a product of matrices needs to be quick, but at most 256 MB."""
+
+_ASKED = 1024
+"""Queries that an index which answers with its closest items is asked at a time."""
 
 TIES = "an irrelevant item tied with a relevant one is ranked ahead of it"
 """The tie policy. A victim whose scores all tie (a collapsed embedding) scores 0, not 1;
@@ -46,6 +50,10 @@ class Ranking:
 
     scores: Tensor
     """``(Q, P)``: the score at each of ``positions``, hence descending; padded with -inf."""
+
+    depth: int | None = None
+    """How many places were seen; None if all. Then ``positions`` and ``scores`` are of the relevant
+    items among these, while ``matches`` and ``items`` count all there are."""
 
     def __len__(self) -> int:
         return len(self.matches)
@@ -90,12 +98,7 @@ def scored(
     Raises:
         ArgumentError: sizes do not fit, or a feature is not finite.
     """
-    if len(queries) != len(query) or len(index) != len(gallery):
-        raise ArgumentError(
-            f"{len(queries)} query features for {len(query)} labels, "
-            f"{len(index)} gallery features for {len(gallery)} labels: one label per picture"
-        )
-    require_finite(queries, "query")
+    _require_fit(index, queries, query, gallery)
     items = max(1, len(gallery))
     size = max(1, _CHUNK // items, min(_ROWS, _MOST // items))
     for begin in range(0, max(1, len(queries)), size):
@@ -103,9 +106,30 @@ def scored(
         yield Chunk.of(index.scores(queries[part]), judge(query[part], gallery))
 
 
-def rank(index: Index, queries: Tensor, query: Labels, gallery: Labels, judge: Judge) -> Ranking:
-    """Rank the gallery for query features ``(Q, D)``; raises as `scored` does."""
+def rank(index: AnyIndex, queries: Tensor, query: Labels, gallery: Labels, judge: Judge) -> Ranking:
+    """Rank the gallery for query features ``(Q, D)``, as far as the index says.
+
+    Raises:
+        ArgumentError: sizes do not fit, or a feature is not finite.
+    """
+    if isinstance(index, TopIndex):
+        _require_fit(index, queries, query, gallery)
+        parts = list[Ranking]()
+        for begin in range(0, max(1, len(queries)), _ASKED):
+            part = slice(begin, begin + _ASKED)
+            answer = index.search(queries[part], query[part], index.depth)
+            parts.append(rank_answer(answer, judge(query[part], gallery)))
+        return join(parts)
     return join([rank_chunk(chunk) for chunk in scored(index, queries, query, gallery, judge)])
+
+
+def _require_fit(index: AnyIndex, queries: Tensor, query: Labels, gallery: Labels) -> None:
+    if len(queries) != len(query) or len(index) != len(gallery):
+        raise ArgumentError(
+            f"{len(queries)} query features for {len(query)} labels, "
+            f"{len(index)} gallery features for {len(gallery)} labels: one label per picture"
+        )
+    require_finite(queries, "query")
 
 
 def join(parts: Sequence[Ranking]) -> Ranking:
@@ -121,6 +145,7 @@ def join(parts: Sequence[Ranking]) -> Ranking:
         tied=torch.cat([part.tied for part in parts]),
         items=torch.cat([part.items for part in parts]),
         scores=torch.cat([padded(part.scores, -torch.inf) for part in parts]),
+        depth=parts[0].depth,
     )
 
 
@@ -138,3 +163,32 @@ def rank_chunk(chunk: Chunk) -> Ranking:
     positions = (k + ahead[:, 1:]).where(k <= matches[:, None], 0)
     tied = (ahead[:, :1] < ahead[:, 1:2]).any(1) & some
     return Ranking(positions, matches, tied, items, scores=genuine)
+
+
+def rank_answer(answer: Top, judgement: Judgement) -> Ranking:
+    """Where the relevant items stand among the ``k`` that an index answered with.
+
+    Ties (`TIES`) are seen within the answer; which of equal items it cut off is the index's affair.
+    """
+    queries, depth = answer.items.shape
+    rows = torch.arange(queries, device=answer.items.device)[:, None] * judgement.gallery
+    wanted = judgement.relevant.rows * judgement.gallery + judgement.relevant.columns
+    right = torch.isin(rows + answer.items, wanted) & (answer.items >= 0)
+    # By score, and among equals the irrelevant ahead.
+    order = right.long().argsort(dim=1, stable=True)
+    again = answer.scores.gather(1, order).argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, again)
+    right, scores = right.gather(1, order), answer.scores.gather(1, order)
+    width = int(right.sum(1).max()) if queries else 0
+    places = torch.arange(1, depth + 1, device=right.device).expand_as(right)
+    positions = places.where(right, depth + 1).sort(1).values[:, :width]
+    genuine = scores.where(right, -torch.inf).sort(1, descending=True).values
+    tied = ((scores == genuine[:, :1]) & ~right).any(1) & right.any(1)
+    return Ranking(
+        positions.where(positions <= depth, 0),
+        judgement.matches,
+        tied,
+        judgement.items,
+        genuine[:, :width],
+        depth,
+    )

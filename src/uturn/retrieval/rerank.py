@@ -17,13 +17,13 @@ from torch import Tensor
 
 from uturn import specs
 from uturn.errors import ArgumentError, SpecError
-from uturn.retrieval.index import ExactIndex, Index, require_finite
+from uturn.retrieval.index import AnyIndex, ExactIndex, Index, require_finite
 
 _CHUNK = 4_000_000
 """Numbers held at a time, in each of a few tables, while neighbourhoods are worked out."""
 
 
-def build_stages(spec: str, index: Index, queries: Tensor | None = None) -> Index:
+def build_stages(spec: str, index: AnyIndex, queries: Tensor | None = None) -> Index:
     """Put stages around an index: ``aqe``, ``k-reciprocal``, or ``aqe:n=5+k-reciprocal:k1=30``.
 
     A query passes them from left to right; a re-ranking comes last. ``queries`` ``(Q, D)`` are
