@@ -9,7 +9,7 @@ from typing import Literal, final
 from torch import Tensor
 
 from uturn.attacks.objectives import Loss, Objective, looks
-from uturn.attacks.problem import Attacker, Batch, Problem, Start
+from uturn.attacks.problem import Attacker, Batch, Found, Problem, Start
 from uturn.attacks.steps import Step, When, now
 from uturn.attacks.surrogates import Surrogate
 from uturn.attacks.threats import LInf, Threat
@@ -84,9 +84,9 @@ class Attack:
 
     __call__ = Attacker.__call__
 
-    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
-        """The change before it is rounded, and the objective ``(B,)`` before each step."""
-        return self.climb(self.pose(batch))
+    def find(self, batch: Batch) -> Found:
+        """The change before it is rounded, and what it took."""
+        return Found(*self.climb(self.pose(batch)))
 
     def pose(self, batch: Batch) -> Problem:
         """Bind the objective to the pictures: what there is to climb."""

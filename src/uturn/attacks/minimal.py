@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
 
 from uturn.attacks.objectives import Objective
-from uturn.attacks.problem import Attacker, Batch, knowledge
+from uturn.attacks.problem import Attacker, Batch, Found, knowledge
 from uturn.attacks.threats import Threat
 from uturn.errors import ArgumentError
-from uturn.types import Levels
 
 
 @final
@@ -61,7 +59,7 @@ class Minimal:
 
     __call__ = Attacker.__call__
 
-    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
+    def find(self, batch: Batch) -> Found:
         """Per picture the change of the first attack that is enough, or of the strongest."""
         lost_now, images, last = batch.scene.lost, batch.images, len(self.ladder) - 1
         if lost_now is None:
@@ -85,4 +83,4 @@ class Minimal:
                 high[which[lost]] = rung
                 low[which[~lost]] = rung + 1
             open_ &= low < high
-        return found.to(batch.clean) - batch.clean, []
+        return Found(found.to(batch.clean) - batch.clean)

@@ -20,6 +20,9 @@ from uturn.victims.victim import Victim
 
 Target = Literal["unit", "raw"]
 
+_GUARDED = 4
+"""Ways in which a guard has the victim look at a picture (`uturn.guard.detector.Shown`)."""
+
 Loss = Callable[[Pixels], Tensor]
 """Pixels ``(B, 3, H, W)`` → ``(B,)``, differentiable."""
 
@@ -40,7 +43,16 @@ def needs(objective: Objective | None) -> tuple[str, ...]:
 
 def looks(objective: Objective) -> int:
     """How often one gradient of ``objective`` passes through the victim."""
+    if isinstance(objective, Unnoticed):
+        return looks(objective.objective) + _GUARDED
     return len(objective.scales) if isinstance(objective, AtScales) else 1
+
+
+def watched(objective: Objective | None) -> str | None:
+    """The file of the guard that ``objective`` is to get past, if there is one."""
+    if isinstance(objective, AtScales):
+        return watched(objective.objective)
+    return objective.guard if isinstance(objective, Unnoticed) else None
 
 
 def lowers(objective: Objective | None) -> bool:
@@ -271,6 +283,60 @@ class AwayFromKnown:
     def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
         same = _unit(scene.same, "same", len(clean))
         return lambda pixels: -(same @ victim.embed(pixels)[:, :, None]).mean((1, 2))
+
+
+@final
+@dataclass(frozen=True)
+class TowardsNearest:
+    """Cosine to the nearest of ``scene.others`` (``(B, N, D)``, raw features): be taken for it.
+
+    The least way to a wrong answer, and one that ends where gallery items are.
+
+    Source: Sabour et al., "Adversarial Manipulation of Deep Representations", ICLR 2016 (the
+    feature of another picture as the target), with the nearest for the other picture.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("others",)
+
+    def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
+        others = _unit(scene.others, "others", len(clean))
+        with torch.no_grad():
+            cosines = (others @ victim.embed(clean)[:, :, None])[..., 0]  # (B, N)
+            target = others[torch.arange(len(others)), cosines.argmax(1)]  # (B, D)
+        return lambda pixels: (victim.embed(pixels) * target).sum(1)
+
+
+@final
+@dataclass(frozen=True)
+class Unnoticed:
+    """Another objective, less ``weight`` · Σ [s − `USUAL`]₊ over the signs s that a guard sees.
+
+    ``guard`` is the file that it was saved to; the attacker knows all of it, ``scene.watch``. A
+    sign costs nothing while it is that of an ordinary clean query.
+
+    Source: Carlini and Wagner, "Adversarial Examples Are Not Easily Detected: Bypassing Ten
+    Detection Methods", AISec 2017 (the detector in the objective).
+    """
+
+    objective: Objective
+    guard: str
+    weight: float
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*needs(self.objective), "watch")
+
+    def bind(self, victim: Victim, clean: Pixels, scene: Scene) -> Loss:
+        harm, watch = self.objective.bind(victim, clean, scene), scene.watch
+        if watch is None:
+            raise ArgumentError("to get past a guard an attack must know it: pass Scene(watch=…)")
+        return lambda pixels: (
+            harm(pixels) - self.weight * (watch(pixels) - USUAL).clamp(min=0).sum(1)
+        )
+
+
+USUAL = 1.0
+"""Spreads above the mean that a sign of many a clean query is."""
 
 
 @final

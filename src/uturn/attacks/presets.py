@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from uturn import specs
+from uturn.attacks.blackbox import BlackBox
 from uturn.attacks.loop import Attack, iterations
 from uturn.attacks.minimal import Minimal
 from uturn.attacks.objectives import (
@@ -23,13 +25,16 @@ from uturn.attacks.objectives import (
     Objective,
     OppositeDirection,
     TowardsLeastLikely,
+    TowardsNearest,
     TowardsTarget,
     TowardsUniform,
     Turned,
+    Unnoticed,
     opposite,
 )
 from uturn.attacks.paper import PAPER
 from uturn.attacks.problem import Attacker, Start
+from uturn.attacks.relevance import Relevance
 from uturn.attacks.search import Search
 from uturn.attacks.steps import Adam, Linear, Momentum, Sign, Smooth, chain
 from uturn.attacks.surrogates import LeakyReLU
@@ -37,7 +42,10 @@ from uturn.attacks.threats import LInf
 from uturn.attacks.universal import RandomSigns, Universal
 from uturn.attacks.universal import read as read_universal
 from uturn.attacks.views import VIEWS, Neighbour, ResizePad
+from uturn.attacks.walks import Antithetic, Estimated, Forward, Guided, Prior, Squares, Walk
 from uturn.errors import SpecError
+from uturn.victims.load import load_victim
+from uturn.victims.victim import Victim
 
 
 def fast(*, eps: float) -> Attack:
@@ -152,6 +160,14 @@ def fna(*, eps: float, steps: int | None = None) -> Attack:
     return Attack(objective=J, threat=LInf(eps), step=Sign(), steps=T)
 
 
+def lookalike(
+    *, eps: float, steps: int = 20, guard: str | None = None, weight: float = 0.05
+) -> Attack:
+    """Towards the nearest of others' gallery pictures; past a guard that was saved, guard=FILE."""
+    J: Objective = TowardsNearest()
+    return _ranked(J if guard is None else Unnoticed(J, guard, weight), eps, steps)
+
+
 def minimal(*, eps: float, by: str = "uturn:steps=20") -> Minimal:
     """The smallest whole ε, up to this one, at which a query loses its first match."""
     LInf(eps)
@@ -168,11 +184,73 @@ def noise(*, eps: float) -> RandomSigns:
     return RandomSigns(LInf(eps))
 
 
+Lent = str | None
+"""The spec of another network for the same task, or none."""
+
+STARTS = ("boosted", "uturn:steps=20")
+"""What is made on a prior and asked first, in this order."""
+
+
+def _asking(
+    walk: Walk, eps: float, max_queries: int, top: int, scores: bool, prior: Lent
+) -> BlackBox:
+    lent = None if prior is None else _prior(specs.bare(prior), eps)
+    threat, J = LInf(eps), Relevance(scores)
+    return BlackBox(
+        walk=walk, threat=threat, max_queries=max_queries, top=top, relevance=J, prior=lent
+    )
+
+
+@lru_cache
+def _prior(spec: str, eps: float) -> Prior:
+    return Prior(_lender(spec), tuple(_climbing(start, eps) for start in STARTS))
+
+
+@lru_cache(maxsize=4)
+def _lender(spec: str) -> Victim:
+    return load_victim(spec).folded()
+
+
+def _climbing(spec: str, eps: float) -> Attack:
+    attack = load_attack(spec, eps=eps)
+    assert isinstance(attack, Attack)
+    return attack
+
+
+def square(
+    *, eps: float, max_queries: int = 1000, top: int = 10, scores: bool = False, prior: Lent = None
+) -> BlackBox:
+    """Square attack on answers alone: squares at random, kept unless more of the answer is left."""
+    return _asking(Squares(), eps, max_queries, top, scores, prior)
+
+
+def nes(
+    *, eps: float, max_queries: int = 1000, top: int = 10, scores: bool = False, prior: Lent = None
+) -> BlackBox:
+    """NES on answers alone: a gradient is estimated from pairs of probes."""
+    return _asking(Estimated(estimator=Antithetic()), eps, max_queries, top, scores, prior)
+
+
+def rgf(
+    *, eps: float, max_queries: int = 1000, top: int = 10, scores: bool = False, prior: Lent = None
+) -> BlackBox:
+    """RGF on answers alone: a gradient is estimated from probes to one side."""
+    return _asking(Estimated(estimator=Forward()), eps, max_queries, top, scores, prior)
+
+
+def prgf(
+    *, eps: float, prior: str, max_queries: int = 1000, top: int = 10, scores: bool = False
+) -> BlackBox:
+    """P-RGF on answers alone: as rgf, its probes leaning to the gradient of another network."""
+    return _asking(Estimated(estimator=Guided()), eps, max_queries, top, scores, prior)
+
+
 PRESETS: dict[str, Callable[..., Attacker]] = {
     preset.__name__: preset
     for preset in (
         *(fast, basic, least_likely, label_smooth, odfa, uturn, momentum, boosted, sma, pire, apgd),
-        *(tma, qa_plus, qa_minus, ca_plus, ca_minus, fna, minimal, universal, noise),
+        *(tma, qa_plus, qa_minus, ca_plus, ca_minus, fna, lookalike, minimal),
+        *(universal, noise, square, nes, rgf, prgf),
     )
 }
 
@@ -195,13 +273,16 @@ ADJUSTMENTS = ("views", "scales", "restart")
 """Options of every attack that climbs, whatever its preset."""
 
 
-def load_attack(spec: str, *, eps: float, mode: Mode = "default") -> Attacker:
+def load_attack(
+    spec: str, *, eps: float, mode: Mode = "default", max_queries: int | None = None
+) -> Attacker:
     """Build an attack from a spec such as ``odfa`` or ``odfa:steps=20,views=identity+jpeg75``.
 
     Beside the preset's own options there are, for every attack that climbs, ``views=A+B``
     (averages over `VIEWS`), ``scales=1+0.5`` (the victim at these scales one by one, see
     `AtScales`) and ``restart=K`` (another random start). In the mode ``paper`` the names mean
-    the original implementation's attacks, which take no options.
+    the original implementation's attacks, which take no options. Whoever asks an oracle asks it no
+    more than ``max_queries`` pictures per query, whatever the spec says.
 
     Raises:
         SpecError: unknown attack or option; the message lists the valid ones.
@@ -217,6 +298,8 @@ def load_attack(spec: str, *, eps: float, mode: Mode = "default") -> Attacker:
     attack = specs.call(
         "attack", preset, replace(parsed, options=options), elsewhere=ADJUSTMENTS, eps=eps
     )
+    if max_queries is not None and isinstance(attack, BlackBox):
+        attack = attack.within(max_queries)
     return _adjusted(attack, spec, **wanted) if wanted else attack
 
 

@@ -49,8 +49,8 @@ class Attacker(Protocol):
         """Gradients spent per picture, at the most."""
         ...
 
-    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
-        """The change before it is rounded, and the objective ``(B,)`` before each step."""
+    def find(self, batch: Batch) -> Found:
+        """The change before it is rounded, and what it took."""
         ...
 
     def __call__(
@@ -73,8 +73,7 @@ class Attacker(Protocol):
         # Every attack takes this as its own: ``__call__ = Attacker.__call__``.
         began = time.perf_counter()
         batch = Batch(victim, images, scene or Scene(), names, seed)
-        delta, losses = self.find(batch)
-        return perturbation(self, batch, delta, losses, began)
+        return perturbation(self, batch, self.find(batch), began)
 
 
 @final
@@ -106,22 +105,41 @@ class Batch:
         object.__setattr__(self, "clean", clean)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a loop returns."""
+
+    delta: Levels
+    """The change before it is rounded."""
+
+    losses: Sequence[Tensor] = ()
+    """The objective ``(B,)`` before each step."""
+
+    asked: Tensor | None = None
+    """How many pictures an oracle was asked per query, ``(B,)`` int64; None: it was not."""
+
+    prior_gradients: int = 0
+    """Gradients of another network that were borrowed per picture, at the most."""
+
+
 def knowledge(attack: Attacker) -> tuple[str, ...]:
     """The fields of the `Scene` that ``attack`` cannot do without."""
     return (*needs(attack.objective), *getattr(attack, "needs", ()))
 
 
-def perturbation(
-    attack: Attacker, batch: Batch, delta: Levels, losses: list[Tensor], began: float
-) -> Perturbation:
-    """What ``attack`` found in ``batch`` since ``began`` (`time.perf_counter`), certified."""
-    delta = certified(attack.threat, batch.clean, delta)
+def perturbation(attack: Attacker, batch: Batch, found: Found, began: float) -> Perturbation:
+    """What was ``found`` in ``batch`` since ``began`` (`time.perf_counter`), certified."""
+    delta, losses = certified(attack.threat, batch.clean, found.delta), found.losses
+    nobody = torch.zeros(len(delta), dtype=torch.int64)
     return Perturbation(
         images=(batch.clean + delta).to(torch.uint8),
         delta=delta,
-        losses=torch.stack(losses) if losses else delta.new_zeros(0, len(delta)),
+        losses=torch.stack([*losses]) if losses else delta.new_zeros(0, len(delta)),
         gradients=attack.gradients,
         seconds=time.perf_counter() - began,
+        asked=nobody if found.asked is None else found.asked,
+        prior_gradients=found.prior_gradients,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uturn.attacks.loop import Attack
 from uturn.attacks.objectives import Objective
-from uturn.attacks.problem import Attacker, Batch, Problem, better
+from uturn.attacks.problem import Attacker, Batch, Found, Problem, better
 from uturn.attacks.steps import Info
 from uturn.attacks.threats import Threat
 from uturn.types import Levels
@@ -54,8 +54,8 @@ class Search:
 
     __call__ = Attacker.__call__
 
-    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
-        return self.climb(self.attack.pose(batch))
+    def find(self, batch: Batch) -> Found:
+        return Found(*self.climb(self.attack.pose(batch)))
 
     def climb(self, problem: Problem) -> tuple[Levels, list[Tensor]]:
         """The best change found, and the objective ``(B,)`` before each step."""

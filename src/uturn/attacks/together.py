@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from uturn.attacks.problem import Batch, Problem, Slope, Start, better, perturbation
+from uturn.attacks.problem import Batch, Found, Problem, Slope, Start, better, perturbation
 from uturn.attacks.steps import Info
 from uturn.attacks.threats import Threat
 from uturn.errors import ArgumentError
@@ -83,7 +83,7 @@ def attack_together(
         shares = []
         for one in arrived:
             attack, began = attacks[one.member], time.perf_counter()
-            found = perturbation(attack, batch, one.delta, [*one.losses], began)
+            found = perturbation(attack, batch, Found(one.delta, one.losses), began)
             found = replace(found, seconds=found.seconds + one.seconds + bound)
             shares.append(Share(one.member, found, one.gradients))
         yield shares
@@ -131,6 +131,19 @@ def climb(problem: Problem, attacks: Sequence[Attack]) -> Iterator[list[Climber]
         arrived, going_on = _ascend(rope)
         ropes = going_on + waiting
         yield arrived
+
+
+def ways(problem: Problem, attack: Attack) -> Iterator[Climber]:
+    """The way of one attack up ``problem``: where it starts, and where it is after every step.
+
+    The last one has arrived. Changes are not rounded yet, and a step is taken only when it is
+    asked for.
+    """
+    ropes = _roped(problem, 0, _set_out(problem, [attack]))
+    yield from ropes[0].climbers
+    while ropes:
+        arrived, ropes = _ascend(ropes[0])
+        yield from arrived or ropes[0].climbers
 
 
 def _set_out(problem: Problem, attacks: Sequence[Attack]) -> Iterator[Climber]:

@@ -14,10 +14,9 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from uturn.attacks.objectives import Objective, OppositeDirection
-from uturn.attacks.problem import Attacker, Batch, Problem
+from uturn.attacks.problem import Attacker, Batch, Found, Problem
 from uturn.attacks.steps import Info, Linear, Momentum, Sign, When, chain, now
 from uturn.attacks.threats import LInf
 from uturn.attacks.views import Identity
@@ -55,11 +54,11 @@ class Universal:
 
     __call__ = Attacker.__call__
 
-    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
+    def find(self, batch: Batch) -> Found:
         clean, delta = batch.clean, self.delta.to(batch.clean)
         if delta.shape[2:] != clean.shape[2:]:
             delta = F.interpolate(delta, clean.shape[2:], mode="bilinear", align_corners=False)
-        return self.threat.project(delta.expand_as(clean), clean), []
+        return Found(self.threat.project(delta.expand_as(clean), clean))
 
     def save(self, path: Path) -> None:
         """Write the perturbation and where it is from (``.safetensors``)."""
@@ -78,12 +77,12 @@ class RandomSigns:
 
     __call__ = Attacker.__call__
 
-    def find(self, batch: Batch) -> tuple[Levels, list[Tensor]]:
+    def find(self, batch: Batch) -> Found:
         clean, shape = batch.clean, tuple(batch.clean.shape[1:])
         rngs = [generator(batch.seed, key, "noise") for key in batch.keys]
         signs = np.stack([2 * rng.integers(0, 2, shape) - 1 for rng in rngs])
         delta = torch.from_numpy(signs).to(clean) * math.floor(self.threat.eps)
-        return self.threat.project(delta, clean), []
+        return Found(self.threat.project(delta, clean))
 
 
 def read(path: Path, eps: float) -> Universal:
