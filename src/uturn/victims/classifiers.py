@@ -23,7 +23,10 @@ class CosineClassifier(nn.Module):
 
     def __init__(self, features: int, classes: int, scale: float = 20.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, features) / features**0.5)
+        weight = torch.empty(classes, features)
+        if not weight.is_meta:  # there a random number loads torch's compiler, for a second
+            weight.normal_().div_(features**0.5)
+        self.weight = nn.Parameter(weight)
         self.register_buffer("scale", torch.tensor(scale))
 
     scale: Tensor

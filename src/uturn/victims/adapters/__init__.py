@@ -8,18 +8,16 @@ and downloads nothing unless it is asked to.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
-from uturn.errors import ArgumentError, CheckpointError, SpecError
+from uturn.errors import ArgumentError, CheckpointError
+from uturn.optional import require as require
 from uturn.victims.checkpoints import sha256
 from uturn.victims.victim import Victim
 
@@ -35,23 +33,6 @@ class Bare:
 
 
 Adapter: TypeAlias = Callable[..., Victim | Bare]
-
-
-def require(package: str, extra: str) -> ModuleType:
-    """Import an optional package; where it is missing or broken, say what to install."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a package tells its developers
-            return importlib.import_module(package)
-    except ImportError as error:
-        raise SpecError(
-            f"this victim needs {package} ({error}); pip install 'uturn[{extra}]'"
-        ) from error
-    except RuntimeError as error:  # torchvision's wheel against another build of torch
-        raise SpecError(
-            f"{package} does not work here ({error}); install builds of torch and torchvision "
-            "that belong together (https://pytorch.org/get-started)"
-        ) from error
 
 
 def fingerprint(network: nn.Module) -> str:
