@@ -7,7 +7,7 @@ its own marker. Text and axes take the page's colour, so they follow light and d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import final
@@ -19,6 +19,25 @@ _Scale = Callable[[float], float]
 
 WIDTH, HEIGHT = 380, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 30, 40
+_WIDE = 440
+"""Figures with names at their left."""
+
+_CIVIDIS = (
+    (0, 34, 78),
+    (0, 49, 112),
+    (42, 63, 109),
+    (67, 78, 108),
+    (87, 93, 109),
+    (106, 108, 113),
+    (125, 124, 120),
+    (145, 139, 120),
+    (165, 156, 116),
+    (187, 173, 109),
+    (209, 191, 97),
+    (233, 211, 78),
+    (254, 232, 56),
+)
+"""matplotlib's map at thirteen even steps; loading matplotlib takes longer than making the page."""
 
 
 @final
@@ -41,6 +60,21 @@ class Series:
     colour: str
     marker: str
     points: Sequence[Point]
+
+
+@final
+@dataclass(frozen=True)
+class Bars:
+    """One histogram: how many queries are in each bin."""
+
+    name: str
+    colour: str
+    counts: Sequence[int]
+
+    @property
+    def shares(self) -> list[float]:
+        """Of all its queries; 0 where it has none."""
+        return [each / (sum(self.counts) or 1) for each in self.counts]
 
 
 def style(position: int) -> tuple[str, str]:
@@ -143,11 +177,176 @@ def dial(
     return _svg(460, 238, "Angle between the attacked and the clean feature", parts, "dial")
 
 
+def ridges(
+    title: str,
+    ticks: Sequence[str],
+    names: Sequence[str],
+    rows: Sequence[Bars],
+    axis: str,
+    outline: Sequence[float] = (),
+) -> str:
+    """Histograms one below the other, over the same bins and at the same scale.
+
+    ``ticks`` stand below the bins, ``names`` are what they are called in full. ``outline`` are
+    shares that stand dashed behind every row. Above a bar is its share in percent.
+    """
+    gutter, tall = 92, 42
+    step = (_WIDE - gutter - _RIGHT) / len(ticks)
+    most = max((share for row in rows for share in (*row.shares, *outline)), default=0) or 1.0
+    parts = [_text(8, 18, _short(title, 56), "title", "start")]
+
+    def up(share: float) -> float:
+        return (tall - 16) * share / most
+
+    for number, row in enumerate(rows):
+        base = _TOP + tall * (number + 1)
+        parts.append(_line(gutter, base, _WIDE - _RIGHT, base, "grid"))
+        parts.append(_text(gutter - 8, base - 4, _short(row.name, 13), "label", "end"))
+        for place, (share, queries) in enumerate(zip(row.shares, row.counts, strict=True)):
+            left, says = gutter + step * place, f"{100 * share:.1f} %, {queries} queries"
+            if queries:
+                parts.append(
+                    f'<rect x="{left + 1:.1f}" y="{base - up(share):.1f}" width="{step - 2:.1f}" '
+                    f'height="{up(share):.1f}" fill="{row.colour}">'
+                    f"<title>{escape(f'{row.name}, {names[place]}: {says}')}</title></rect>"
+                )
+                high = base - up(share) - 3
+                parts.append(_text(left + step / 2, high, _whole_percent(share), "value", "middle"))
+        if outline and number:
+            edge = [f"M {gutter:.1f} {base:.1f}"]
+            for place, share in enumerate(outline):
+                edge.append(f"V {base - up(share):.1f} H {gutter + step * (place + 1):.1f}")
+            parts.append(f'<path d="{" ".join(edge)}" class="clean" fill="none"/>')
+    base = _TOP + tall * len(rows)
+    kind = "tick" if step > 26 else "tick value"
+    for place, tick in enumerate(ticks):
+        parts.append(_text(gutter + step * (place + 0.5), base + 15, tick, kind, "middle"))
+    parts.append(_text((gutter + _WIDE - _RIGHT) / 2, base + 33, axis, "tick", "middle"))
+    return _svg(_WIDE, base + 40, f"{title}, in percent of queries", parts, "ridges")
+
+
+def heatmap(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    split: int = 0,
+    framed: Collection[tuple[int, int]] = (),
+) -> str:
+    """Shares in cells, in percent; the lighter the more. None is a cell that nobody measured.
+
+    After the first ``split`` rows there is a gap. ``framed`` are cells, (row, column), with a
+    frame of their text's colour.
+    """
+    gutter, tall, gap = 106, 26, 6
+    wide = min(96.0, (_WIDE - gutter - _RIGHT) / len(columns))
+    parts = [_text(8, 18, _short(title, 56), "title", "start")]
+    for place, name in enumerate(columns):
+        middle = gutter + wide * (place + 0.5)
+        parts.append(_text(middle, _TOP + 12, _short(name, int(wide / 6.5)), "tick", "middle"))
+    for number, (name, line) in enumerate(zip(rows, values, strict=True)):
+        top = _TOP + 20 + tall * number + (gap if split and number >= split else 0)
+        parts.append(_text(gutter - 8, top + 17, _short(name, 15), "label", "end"))
+        for place, value in enumerate(line):
+            left = gutter + wide * place
+            shown = "–" if value is None else f"{100 * value:.1f}"
+            red, green, blue = heat(value or 0.0)
+            fill = "none" if value is None else f"rgb({red},{green},{blue})"
+            ink_ = "currentColor" if value is None else ink(red / 255, green / 255, blue / 255)
+            parts.append(
+                f"<g><title>{escape(f'{name}, {columns[place]}: {shown} %')}</title>"
+                f'<rect x="{left + 1:.1f}" y="{top + 1}" width="{wide - 2:.1f}" '
+                f'height="{tall - 2}" fill="{fill}"/>'
+                f'<text x="{left + wide / 2:.1f}" y="{top + 17}" text-anchor="middle" '
+                f'style="fill:{ink_}">{shown}</text></g>'
+            )
+            if (number, place) in framed:
+                parts.append(
+                    f'<rect x="{left + 4:.1f}" y="{top + 4}" width="{wide - 8:.1f}" '
+                    f'height="{tall - 8}" fill="none" style="stroke:{ink_}"/>'
+                )
+    height = _TOP + 20 + tall * len(rows) + (gap if split else 0) + 10
+    return _svg(_WIDE, height, f"{title}, in percent", parts, "heat")
+
+
+def forest(title: str, rows: Sequence[tuple[str, float, float | None, float | None]]) -> str:
+    """Differences with their intervals, one line each: (name, value, low, high), as shares.
+
+    They are filled where the interval leaves 0 out.
+    """
+    gutter, tall = 150, 22
+    ends = [abs(end) for _, *each in rows for end in each if end is not None]
+    most = max(ends, default=0.0) * 1.08 or 1.0
+    middle, half = (gutter + _WIDE - 16) / 2, (_WIDE - 16 - gutter) / 2
+    base = _TOP + tall * len(rows) + 4
+
+    def x(value: float) -> float:
+        return middle + half * value / most
+
+    parts = [_text(8, 18, _short(title, 56), "title", "start")]
+    for mark in (-most / 1.08, 0.0, most / 1.08):
+        parts.append(_line(x(mark), _TOP, x(mark), base, "clean" if mark == 0 else "grid"))
+        points = f"{100 * mark:+.1f}" if mark else "0"
+        parts.append(_text(x(mark), base + 15, points, "tick", "middle"))
+    parts.append(_text(middle, base + 33, "percentage points", "tick", "middle"))
+    for number, (name, value, low, high) in enumerate(rows):
+        y = _TOP + tall * (number + 0.5)
+        says = f"{name}: {100 * value:+.1f} points"
+        kind = "open"
+        if low is not None and high is not None:
+            kind = "sure" if low > 0 or high < 0 else "open"
+            says += f" (95 %: {100 * low:+.1f} to {100 * high:+.1f})"
+            parts.append(_line(x(low), y, x(high), y, "whisker"))
+        parts.append(_text(gutter - 8, y + 4, _short(name, 23), "label", "end"))
+        parts.append(
+            f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="4.5" class="{kind}">'
+            f"<title>{escape(says)}</title></circle>"
+        )
+    return _svg(_WIDE, base + 40, title, parts, "forest")
+
+
+def heat(share: float) -> tuple[int, int, int]:
+    """The colour of a share in 0 … 1, red, green and blue in 0 … 255: matplotlib's cividis.
+
+    It grows lighter evenly, for colour-blind readers and grey prints.
+
+    >>> heat(0), heat(1)
+    ((0, 34, 78), (254, 232, 56))
+    """
+    place = max(0.0, min(1.0, share)) * (len(_CIVIDIS) - 1)
+    below = min(int(place), len(_CIVIDIS) - 2)
+    one, two = _CIVIDIS[below], _CIVIDIS[below + 1]
+    red, green, blue = (round(a + (b - a) * (place - below)) for a, b in zip(one, two, strict=True))
+    return red, green, blue
+
+
+def ink(red: float, green: float, blue: float) -> str:
+    """Black or white, whichever contrasts more with an sRGB colour in 0 … 1 (WCAG 2).
+
+    >>> ink(1, 1, 0), ink(0, 0, 0.5)
+    ('black', 'white')
+    """
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)
+    ]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # Where black and white contrast alike, 4.6 : 1 each.
+    return "white" if luminance < 1.05**0.5 * 0.05**0.5 - 0.05 else "black"
+
+
 def swatch(colour: str, marker: str) -> str:
     """A legend entry's mark."""
     mark = _marker(Series("", colour, marker, ()), 13, 7, "")
     line = f'<line x1="0" y1="7" x2="26" y2="7" stroke="{colour}" stroke-width="2"/>'
     return f'<svg class="swatch" width="26" height="14" aria-hidden="true">{line}{mark}</svg>'
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _whole_percent(share: float) -> str:
+    return "<1" if share < 0.01 else f"{100 * share:.0f}"
 
 
 def _fade(position: int, total: int) -> float:

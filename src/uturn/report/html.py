@@ -8,87 +8,70 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import jinja2
 import numpy as np
-import pyarrow.parquet
 from markupsafe import Markup
 from PIL import Image
 
 from uturn.errors import RunFolderError
-from uturn.report import figures
+from uturn.report import card, distributions, figures, page
+from uturn.report.distributions import Figure, Jobs
 from uturn.report.figures import Point, Series
-from uturn.report.text import by_victim, extras, interval, value
+from uturn.report.folder import Row, Run, fitting, read_json
+from uturn.report.text import answered, by_victim, extras, flat, interval, precision, shown, value
 
-CURVES = (
-    ("recall@1", "Recall@1"),
-    ("recall@10", "Recall@10"),
-    ("map", "mAP"),
-    ("top1", "top-1"),
-    ("top5", "top-5"),
-)
-"""What is drawn over ε, where a run has it."""
-_SIDE = 192
-"""Longest side of a picture in the page; larger ones are shrunk for looking at."""
-
-Row = dict[str, Any]
+_FINENESS = ((192, 80), (144, 70), (112, 60), (88, 50), (64, 40), (48, 30))
+"""Longest sides of pictures in the page and their quality; the first at which they fit is taken."""
+_FIT = 4_200_000
+"""So many bytes of pictures the page may hold, so that it can be sent by mail."""
 
 
-def write(run: Path) -> Path:
-    """Write ``report.html`` into the finished run folder ``run`` and return its path.
+def write(folder: Path) -> Path:
+    """Write ``report.html`` into the finished run ``folder`` and return its path.
+
+    The robustness card is written beside it, as ``card.html`` and ``card.md``.
 
     Raises:
         RunFolderError: the folder is no run, has not finished, or is damaged.
     """
-    path = run / "report.html"
-    try:
-        page = _render(run)
-    except (LookupError, TypeError, ValueError, AttributeError, jinja2.UndefinedError) as error:
-        # pyarrow's errors are ValueErrors too.
-        raise RunFolderError(f"the files of {run} do not fit together: {error!r}") from error
-    temporary = run / ".report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    run = Run.read(folder)
+    with fitting(folder):
+        report = _render(run)
+    card.write(run)
+    return page.write(folder / "report.html", report)
 
 
-def _render(run: Path) -> str:
-    header = _read(run, "run.json")
-    if not header.get("finished"):
-        raise RunFolderError(f"the run in {run} has not finished; repeat its command to resume it")
-    rows, *targets = by_victim(_read(run, "results.json")["rows"])
+def _render(run: Run) -> str:
+    rows, *targets = by_victim(run.rows)
     clean, attacked = rows[0], rows[1:]
     names = list(dict.fromkeys(row["attack"] for row in attacked))
-    strongest = min(names, key=lambda n: tuple(_mean(attacked, n, k) for k in ("recall@1", "map")))
-    styles = {name: figures.style(position) for position, name in enumerate(names)}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("uturn.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    strongest = min(
+        names, key=lambda n: tuple(_mean(attacked, n, k) for k in ("recall@1", precision(clean)))
     )
-    environment.filters["percent"] = lambda v: "–" if v is None else f"{100 * v:.1f} %"
-    environment.filters["number"] = lambda v: "–" if v is None else f"{v:.4f}"
-    viewer = _viewer(run, clean["victim"], names, strongest)
-    return environment.get_template("report.html.j2").render(
-        header=header,
+    styles = {name: figures.style(position) for position, name in enumerate(names)}
+    jobs = run.queries(run.victim, "cosine_to_clean", *distributions.COLUMNS)
+    viewer = _viewer(run, jobs, names, strongest)
+    return page.render(
+        "report.html.j2",
+        header=run.header,
         clean=clean,
         own=_Scored.of(rows, names, styles),
         targets=[_Scored.of(scored, names, styles) for scored in targets],
         strongest=strongest,
         worst=[row for row in attacked if row["attack"] == strongest],
         cosine=Markup(_cosine(attacked, names, styles)),
-        dial=Markup(_dial(run, clean["victim"], strongest, styles[strongest][0])),
+        dial=Markup(_dial(jobs, strongest, styles[strongest][0])),
+        precision=(precision(clean), shown(precision(clean))),
+        answered=answered(run.header),
         legend=[(name, Markup(figures.swatch(*styles[name]))) for name in names],
+        apart=_Apart.of(run, jobs, strongest, styles),
         viewer=viewer,
-        viewer_json=Markup(_script_safe(viewer)),
-        configuration=_flat(header["configuration"]),
-        facts=_flat({k: v for k, v in header.items() if k != "configuration"}),
+        viewer_json=page.data(viewer),
+        configuration=flat(run.configuration),
+        facts=flat({k: v for k, v in run.header.items() if k != "configuration"}),
     )
 
 
@@ -104,15 +87,49 @@ class _Scored:
 
     @classmethod
     def of(cls, rows: list[Row], names: list[str], styles: dict[str, tuple[str, str]]) -> _Scored:
-        curves = [
-            Markup(_curve(key, title, rows, names, styles))
-            for key, title in CURVES
-            if key in rows[0] or key in rows[0].get("metrics", {})
-        ]
+        curves = [Markup(_curve(key, title, rows, names, styles)) for key, title in _drawn(rows[0])]
         return cls(rows[0], rows, extras(rows), curves)
 
 
+@final
+@dataclass(frozen=True)
+class _Apart:
+    """What the means hide: queries, cameras and victims apart."""
+
+    first_matches: Figure
+    """Of the strongest attack."""
+    others: list[Figure]
+    enough: list[Figure]
+    cameras: Figure | None
+    transfer: list[Figure]
+    titles: dict[str, str]
+    """What the figures call the victims that scored, by their specs."""
+
+    @classmethod
+    def of(cls, run: Run, jobs: Jobs, strongest: str, styles: dict[str, tuple[str, str]]) -> _Apart:
+        first, *others = (
+            distributions.first_matches(jobs, name, styles[name][0])
+            for name in sorted(styles, key=lambda name: name != strongest)
+        )
+        return cls(
+            first,
+            others,
+            distributions.enough(jobs, styles, run.searching),
+            distributions.by_camera(jobs, strongest),
+            distributions.transfer(run.rows, list(styles)),
+            distributions.titles(run.rows),
+        )
+
+
 # -- figures -------------------------------------------------------------------------------------
+
+
+def _drawn(row: Row) -> list[tuple[str, str]]:
+    """What is drawn over ε, of what a run has: metrics and their titles."""
+    own = precision(row)
+    known = [("recall@1", "Recall@1"), ("recall@10", "Recall@10"), (own, shown(own))]
+    known += [(key, shown(key)) for key in ("top1", "top5")]
+    return [(key, title) for key, title in known if value(row, key) is not None]
 
 
 def _curve(
@@ -146,14 +163,8 @@ def _cosine(attacked: list[Row], names: list[str], styles: dict[str, tuple[str, 
     return figures.curves("Cosine to the clean feature", lines, None, (-1.0, 1.0), percent=False)
 
 
-def _dial(run: Path, victim: str, attack: str, colour: str) -> str:
-    table = pyarrow.parquet.read_table(
-        run / "queries.parquet", columns=["attack", "eps", "cosine_to_clean"], filters=_by(victim)
-    ).to_pydict()
-    by_eps: dict[float, list[float]] = {}
-    for name, eps, cosine in zip(*table.values(), strict=True):
-        if name == attack:
-            by_eps.setdefault(eps, []).append(cosine)
+def _dial(jobs: Jobs, attack: str, colour: str) -> str:
+    by_eps = {eps: job["cosine_to_clean"] for (name, eps), job in jobs.items() if name == attack}
     means = [(eps, float(np.mean(cosines))) for eps, cosines in sorted(by_eps.items())]
     return figures.dial(means, [by_eps[eps][:150] for eps, _ in means], colour)
 
@@ -161,33 +172,47 @@ def _dial(run: Path, victim: str, attack: str, colour: str) -> str:
 # -- pictures and rank lists ---------------------------------------------------------------------
 
 
-def _viewer(run: Path, victim: str, names: list[str], strongest: str) -> dict[str, Any]:
+def _viewer(run: Run, jobs: Jobs, names: list[str], strongest: str) -> dict[str, Any]:
     """Everything that the page's script shows: queries, attacks, rank lists, pictures."""
-    every = _read(run, "ranklists.json")["queries"]
-    lists = [entry for entry in every if entry["victim"] == victim]
+    for side, quality in _FINENESS:
+        viewer = _viewed(run, jobs, names, strongest, _Encoder(side, quality))
+        if viewer:
+            return viewer
+    raise RunFolderError(
+        f"the rank lists of {run.path} show more pictures than a page can hold; sweep fewer "
+        "attacks, or fewer ε, at a time"
+    )
+
+
+def _viewed(
+    run: Run, jobs: Jobs, names: list[str], strongest: str, encode: _Encoder
+) -> dict[str, Any] | None:
+    """The same at one fineness; None where the pictures do not fit."""
+    every = read_json(run.path, "ranklists.json")["queries"]
+    lists = [entry for entry in every if entry["victim"] == run.victim]
     queries: dict[str, dict[str, Any]] = {}
     thumbnails: dict[str, str] = {}
     for entry in lists:
         query = queries.setdefault(entry["query"], {"name": entry["query"], "answers": []})
-        before = _open(run, "images", "clean", entry["query"])
-        scored = _open(run, "images", entry["folder"], entry["query"])
+        before = run.picture("images", "clean", entry["query"])
+        scored = run.picture("images", entry["folder"], entry["query"])
+        job = jobs[entry["attack"], entry["eps"]]
         answer = {
             "attack": entry["attack"],
             "eps": entry["eps"],
             "items": entry["items"],
-            "picture": _data_uri(scored),
+            "picture": encode(scored),
+            "cosine": job["cosine_to_clean"][job["query"].index(entry["query"])],
         }
         if entry["eps"] > 0:
-            answer["change"] = _data_uri(_amplified(before, scored, entry["eps"]))
+            answer["change"] = encode(_amplified(before, scored, entry["eps"]))
         query["answers"].append(answer)
         for item in entry["items"]:
             if item["name"] not in thumbnails:
-                thumbnails[item["name"]] = _data_uri(_open(run, "thumbnails", item["name"]))
+                thumbnails[item["name"]] = encode(run.picture("thumbnails", item["name"]))
+        if encode.spent > _FIT:
+            return None
     budgets = sorted({entry["eps"] for entry in lists if entry["eps"] > 0})
-    cosines = _cosines(run, victim, set(queries))
-    for name, query in queries.items():
-        for answer in query["answers"]:
-            answer["cosine"] = cosines[name, answer["attack"], answer["eps"]]
     return {
         "queries": list(queries.values()),
         "thumbnails": thumbnails,
@@ -198,85 +223,38 @@ def _viewer(run: Path, victim: str, names: list[str], strongest: str) -> dict[st
     }
 
 
-def _cosines(run: Path, victim: str, wanted: set[str]) -> dict[tuple[str, str, float], float]:
-    columns = ["query", "attack", "eps", "cosine_to_clean"]
-    table = pyarrow.parquet.read_table(
-        run / "queries.parquet", columns=columns, filters=_by(victim)
-    ).to_pydict()
-    return {
-        (query, attack, eps): cosine
-        for query, attack, eps, cosine in zip(*(table[c] for c in columns), strict=True)
-        if query in wanted
-    }
-
-
-def _by(victim: str) -> list[tuple[str, str, str]]:
-    """A filter of rows: what this victim scored."""
-    return [("victim", "==", victim)]
-
-
-def _open(run: Path, *place: str) -> Image.Image:
-    """A picture of the run. Names come from its files, so they may not lead out of it."""
-    path = run.joinpath(*place[:-1], f"{place[-1]}.png")
-    if not path.resolve().is_relative_to(run.resolve()):
-        raise RunFolderError(f"{run} names a picture outside itself: {path}")
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RunFolderError(f"cannot read the picture {path} of the run: {error}") from error
-
-
 def _amplified(before: Image.Image, after: Image.Image, eps: float) -> Image.Image:
     """The change around mid-grey, stretched so that ±ε fills the range."""
     change = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return Image.fromarray(np.clip(127.5 + change * 127.5 / eps, 0, 255).astype(np.uint8))
 
 
-def _data_uri(image: Image.Image) -> str:
-    """Small pictures losslessly; larger ones shrunk and lossy, for looking at only."""
-    small = max(image.size) <= 64
-    if max(image.size) > _SIDE:
-        image = image.copy()
-        image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=small, quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+@final
+@dataclass
+class _Encoder:
+    """Pictures for the page: small ones losslessly if all fit, larger ones for looking at only."""
+
+    side: int
+    quality: int
+    spent: int = 0
+    """Bytes of all so far."""
+
+    def __call__(self, image: Image.Image) -> str:
+        """The picture as a data URI."""
+        if max(image.size) > self.side:
+            image = image.copy()
+            image.thumbnail((self.side, self.side))
+        buffer = io.BytesIO()
+        lossless = max(image.size) <= 64 and self.side == _FINENESS[0][0]
+        image.save(buffer, "WEBP", lossless=lossless, quality=self.quality)
+        uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+        self.spent += len(uri)
+        return uri
 
 
 # -- helpers -------------------------------------------------------------------------------------
 
 
-def _read(run: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads((run / name).read_bytes())
-    except FileNotFoundError:
-        raise RunFolderError(
-            f"{run} has no {name}: it is no finished run folder; `uturn sweep` makes one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {run / name}: {error}") from error
-    if not isinstance(content, dict):
-        raise RunFolderError(f"{run / name} is damaged: expected an object")
-    return content
-
-
 def _mean(rows: list[Row], attack: str, key: str) -> float:
     values = [row[key] for row in rows if row["attack"] == attack and row[key] is not None]
     return sum(values) / len(values) if values else 1.0
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as lines of (key, value)."""
-    lines = []
-    for key, each in content.items():
-        if isinstance(each, dict):
-            lines += _flat(each, f"{prefix}{key}: ")
-        else:
-            lines.append((prefix + key, each if isinstance(each, str) else json.dumps(each)))
-    return lines
-
-
-def _script_safe(content: Any) -> str:
-    text = json.dumps(content)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from uturn.errors import ArgumentError, RunFolderError
-from uturn.report import plates, text
+from uturn.report import figures, plates, text
 
 
 @final
@@ -83,12 +83,39 @@ class Matrix:
 
     def text(self) -> str:
         """A table for the terminal: a line per surrogate, ``attacked (clean)`` per target."""
-        return "\n".join([self._title(), *text.aligned(self._lines())])
+        return "\n".join([self.title, *text.aligned(self.table())])
 
     def markdown(self) -> str:
         """The same as a Markdown table."""
-        head, *lines = self._lines()
+        head, *lines = self.table()
         return text.markdown(head, lines, numbers=True)
+
+    def svg(self) -> str:
+        """The heat map as SVG text, in percent: for a page, beside the numbers of `table`."""
+        return figures.heatmap(
+            f"{self.attack} at ε = {self.eps:g}: {text.shown(self.metric)} left",
+            self.surrogates,
+            self.targets,
+            [
+                [None if np.isnan(value) else value for value in line]
+                for line in self.attacked.tolist()
+            ],
+            framed=[(int(row), int(column)) for row, column in np.argwhere(self.white)],
+        )
+
+    def table(self) -> list[list[str]]:
+        """A head, then a line per surrogate: ``attacked (clean)`` per target."""
+
+        def cell(value: float, clean: float) -> str:
+            return "–" if np.isnan(value) else f"{value:.4f} ({clean:.4f})"
+
+        body = [
+            [name, *map(cell, *values)]
+            for name, *values in zip(
+                self.surrogates, self.attacked.tolist(), self.clean.tolist(), strict=True
+            )
+        ]
+        return [["crafted on", *self.targets], *body]
 
     def draw(self, stem: Path) -> list[Path]:
         """A heat map as ``stem.svg`` and ``stem.png``, the numbers in its cells; return the files.
@@ -101,16 +128,16 @@ class Matrix:
             figure = plates.sheet(1.6 + 0.95 * columns, 0.9 + 0.5 * rows)
             axes = figure.add_subplot()
             colours = matplotlib.colormaps["cividis"].with_extremes(bad="#ffffff")
-            ink = np.where(_luminance(colours(self.attacked)[..., :3]) < _MIDDLE, "white", "black")
+            ink = [[figures.ink(*colours(value)[:3]) for value in line] for line in self.attacked]
             image = axes.imshow(self.attacked, cmap=colours, vmin=0, vmax=1, aspect="auto")
             axes.set_xticks(range(columns), self.targets)
             axes.set_yticks(range(rows), self.surrogates)
             axes.tick_params(length=0)
             axes.set_xlabel("scored by (framed: the white box)")
             axes.set_ylabel("crafted on")
-            axes.set_title(self._title(), loc="left")
+            axes.set_title(self.title, loc="left")
             for row, column in np.ndindex(rows, columns):
-                self._cell(axes, row, column, str(ink[row, column]))
+                self._cell(axes, row, column, ink[row][column])
             bar = figure.colorbar(image, ax=axes)
             bar.set_label(f"{text.shown(self.metric)} left")
             return plates.save(figure, stem)
@@ -131,30 +158,10 @@ class Matrix:
             frame = Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=ink, linewidth=1.6)
             axes.add_patch(frame)
 
-    def _title(self) -> str:
+    @property
+    def title(self) -> str:
+        """What it shows."""
         return f"{self.attack} at ε = {self.eps:g}: {text.shown(self.metric)} (clean)"
-
-    def _lines(self) -> list[list[str]]:
-        def cell(value: float, clean: float) -> str:
-            return "–" if np.isnan(value) else f"{value:.4f} ({clean:.4f})"
-
-        body = [
-            [name, *map(cell, *values)]
-            for name, *values in zip(
-                self.surrogates, self.attacked.tolist(), self.clean.tolist(), strict=True
-            )
-        ]
-        return [["crafted on", *self.targets], *body]
-
-
-_MIDDLE = 1.05**0.5 * 0.05**0.5 - 0.05
-"""The luminance on which black and white contrast alike, 4.6 : 1 each (WCAG 2)."""
-
-
-def _luminance(colours: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of sRGB colours ``(..., 3)`` in 0 … 1, relative to white (WCAG 2)."""
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    return np.asarray(linear @ np.array([0.2126, 0.7152, 0.0722]))
 
 
 def _pairs(

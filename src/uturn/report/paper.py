@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 
 from uturn.errors import ArgumentError, RunFolderError
 from uturn.report import plates, text
+from uturn.report.folder import read_json
 
 Row = dict[str, Any]
 Picture = npt.NDArray[np.uint8]
@@ -140,7 +140,7 @@ def rank_list(
     Raises:
         RunFolderError: the run keeps no such list.
     """
-    listed = _read(run, "ranklists.json")["queries"]
+    listed = read_json(run, "ranklists.json")["queries"]
     names = list(dict.fromkeys(entry["query"] for entry in listed))
     _require(run, f"rank list of query {query}", query < len(names), f"it keeps {len(names)}")
     entries = [e for e in listed if e["query"] == names[query]]
@@ -197,7 +197,7 @@ def perturbation(
     Raises:
         RunFolderError: the run has no such pictures.
     """
-    listed = _read(run, "ranklists.json")["queries"]
+    listed = read_json(run, "ranklists.json")["queries"]
     names = list(dict.fromkeys(entry["query"] for entry in listed))
     _require(run, f"query {query}", query < len(names), f"it keeps {len(names)}")
     folders = {entry["eps"]: entry["folder"] for entry in listed if entry["attack"] == attack}
@@ -229,22 +229,10 @@ def perturbation(
 
 def _own_rows(run: Path) -> list[Row]:
     """The rows in which the victim whose gradients were used also scored; the first is clean."""
-    rows: list[Row] = _read(run, "results.json")["rows"]
+    rows: list[Row] = read_json(run, "results.json")["rows"]
     own = [row for row in rows if row.get("crafted_on", row["victim"]) == row["victim"]]
     _require(run, "clean row", bool(own) and own[0]["eps"] == 0, "repeat its sweep")
     return own
-
-
-def _read(run: Path, name: str) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((run / name).read_bytes())
-    except FileNotFoundError:
-        raise RunFolderError(
-            f"{run} has no {name}: it is no finished run folder; `uturn sweep` makes one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {run / name}: {error}") from error
-    return content
 
 
 def _picture(run: Path, *place: str) -> Picture:

@@ -3,6 +3,8 @@ they stand. Reads nothing, imports nothing heavy."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,7 +33,26 @@ _COLUMNS = (
 
 def shown(metric: str) -> str:
     """A metric's name for people; one without is called as in ``results.json``."""
-    return NAMES.get(metric, metric)
+    name, at, depth = metric.partition("@")
+    return f"{NAMES[name]}{at}{depth}" if name == "map" else NAMES.get(metric, metric)
+
+
+def precision(row: dict[str, Any]) -> str:
+    """The key of a row's average precision: ``map``; ``map@k`` of an index that answers so."""
+    return next((key for key in row if key.startswith("map@")), "map")
+
+
+def answered(header: dict[str, Any]) -> str:
+    """How deep and how well a run's index answered; empty where it ranked the whole gallery."""
+    index = dict(header.get("index") or {})
+    if not index:
+        return ""
+    depth = index.pop("depth")
+    told = ", ".join(f"{key} {share:.4f} of the exact answer" for key, share in index.items())
+    return (
+        f"the index answers with its first {depth} items ({told}, clean queries): mAP, mINP, "
+        "normalised rank and TPR@FPR need the whole ranking and are –"
+    )
 
 
 def value(row: dict[str, Any], metric: str) -> float | None:
@@ -107,10 +128,11 @@ def heading(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _block(rows: Sequence[dict[str, Any]]) -> str:
-    more = extras(rows)
-    cells = [[title for title, _ in _COLUMNS] + [title for title, _ in more]]
+    more, own = extras(rows), precision(rows[0])
+    columns = [(shown(own), own) if key == "map" else (title, key) for title, key in _COLUMNS]
+    cells = [[title for title, _ in columns] + [title for title, _ in more]]
     cells += [
-        [_cell(row, key) for _, key in _COLUMNS] + [column[i] for _, column in more]
+        [_cell(row, key) for _, key in columns] + [column[i] for _, column in more]
         for i, row in enumerate(rows)
     ]
     notes = [f"  {row['attack']} ε={row['eps']:g}: {f}" for row in rows for f in row["flags"]]
@@ -118,10 +140,11 @@ def _block(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Columns that only some runs have: classes, channels survived, goals, how much was changed.
+    """Columns that only some runs have: classes, channels survived, goals, pictures asked, change.
 
     top-k is the share of queries whose true class is among the k largest logits. Goals are mean
-    places of what was to rise or fall in the ranking, 0 first and 1 last.
+    places of what was to rise or fall in the ranking, 0 first and 1 last. ``asked`` is the mean
+    number of pictures asked per query, ``prior gradients`` the most that were borrowed for one.
     """
     columns = [
         (title, [_top(row, key, bounds) for row in rows])
@@ -141,6 +164,10 @@ def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
             (title, [_cell(row.get("goal") or {}, key) for row in rows])
             for title, key in (("goal clean", "clean"), ("goal", "attacked"), ("goal 1st", "first"))
         ]
+    if any(row.get("asked") for row in rows):
+        columns.append(("asked", [f"{row['asked']:.0f}" for row in rows]))
+    if any(row.get("prior_gradients") for row in rows):
+        columns.append(("prior gradients", [f"{row['prior_gradients']:g}" for row in rows]))
     # An attack that looks for the smallest change uses less than it may.
     if any(row["eps"] and row.get("linf_levels", row["eps"]) < row["eps"] for row in rows):
         columns.append(("median levels", [f"{row['linf_levels']:g}" for row in rows]))
@@ -164,3 +191,41 @@ def _cell(row: dict[str, Any], key: str) -> str:
     if key in ("eps", "gradients"):
         return f"{value:g}"
     return value if isinstance(value, str) else f"{value:.4f}"
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as lines of (key, value).
+
+    >>> flat({"a": {"b": 1}, "c": "x"})
+    [('a: b', '1'), ('c', 'x')]
+    """
+    lines = []
+    for key, each in content.items():
+        if isinstance(each, dict):
+            lines += flat(each, f"{prefix}{key}: ")
+        else:
+            lines.append((prefix + key, each if isinstance(each, str) else json.dumps(each)))
+    return lines
+
+
+def plain(words: str) -> str:
+    r"""Words as Markdown that shows them and nothing else, in and out of tables.
+
+    Every character that could be markup is escaped but for ``|``, which `markdown` escapes.
+
+    >>> print(plain("a_b <b>"))
+    a\_b \<b\>
+    """
+    return re.sub(r"([\\`*_{}\[\]<>#~&$])", r"\\\1", " ".join(words.split()))
+
+
+def verbatim(name: str) -> str:
+    r"""The same for a name: as a code span where that is safe.
+
+    >>> print(verbatim("folder:a_b"), verbatim("<b>*`"))
+    `folder:a_b` \<b\>\*\`
+    """
+    line = " ".join(name.split())
+    if line and not set(line) & set("`\\<>|&"):
+        return f"`{line}`"
+    return plain(line)

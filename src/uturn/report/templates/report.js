@@ -50,6 +50,12 @@
             ranks(`after ${after.attack}, ε = ${eps}`, after.items))));
     });
     document.getElementById("cards").replaceChildren(...cards);
+    const lost = data.queries.filter((query) => {
+      const after = query.answers.find((a) => a.attack === select.value && a.eps === eps);
+      return !after.items.some((item, i) => i === 0 && item.relevant);
+    });
+    document.getElementById("shown").textContent =
+      `${select.value}, ε = ${eps}: a wrong item stands first for ${lost.length} of these ${data.queries.length} queries.`;
   };
   document.getElementById("controls").addEventListener("change", show);
   show();

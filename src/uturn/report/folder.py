@@ -1,0 +1,164 @@
+"""A finished run folder, read: header, rows, queries, pictures. All of it may be a stranger's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import jinja2
+import pyarrow.parquet
+from PIL import Image
+
+from uturn.errors import RunFolderError
+
+Row = dict[str, Any]
+Job = tuple[str, float]
+"""An attack and its ε."""
+Columns = dict[str, list[Any]]
+"""Values per query, by their column's name."""
+
+CLEAN: Job = ("clean", 0)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a sweep has written: the header of ``run.json`` and the rows of ``results.json``."""
+
+    path: Path
+    header: dict[str, Any]
+    rows: list[Row]
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Read the folder ``path``.
+
+        Raises:
+            RunFolderError: it is no run, has not finished, or is damaged.
+        """
+        header = read_json(path, "run.json")
+        if not header.get("finished"):
+            raise RunFolderError(
+                f"the run in {path} has not finished; repeat its command to resume it"
+            )
+        require_sweep(path, header)
+        with fitting(path):
+            return cls(path, header, read_json(path, "results.json")["rows"])
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Everything that decides the numbers."""
+        found: dict[str, Any] = self.header["configuration"]
+        return found
+
+    @property
+    def victim(self) -> str:
+        """The spec of the victim that was attacked."""
+        return str(self.rows[0]["victim"])
+
+    @property
+    def own(self) -> list[Row]:
+        """The rows of the victim that was attacked; the first is clean."""
+        return [row for row in self.rows if row["victim"] == self.victim]
+
+    @property
+    def searching(self) -> set[str]:
+        """The attacks that look for the smallest change themselves."""
+        spelled = self.configuration.get("jobs", {})
+        return {
+            job.rpartition(" eps=")[0] for job, how in spelled.items() if how.startswith("Minimal(")
+        }
+
+    def queries(self, victim: str, *columns: str) -> dict[Job, Columns]:
+        """By attack and ε, ``columns`` of what ``victim`` makes of each query, and ``query``.
+
+        Every job has the same queries in the same order.
+
+        Raises:
+            RunFolderError: there is no such table. ValueError: it lacks something.
+        """
+        names = ["attack", "eps", "query", *columns]
+        try:
+            with (self.path / "queries.parquet").open("rb") as file:
+                table = pyarrow.parquet.read_table(
+                    file, columns=names, filters=[("victim", "==", victim)]
+                ).to_pydict()
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path} has no queries.parquet; repeat its sweep") from None
+        jobs: dict[Job, Columns] = {}
+        for attack, eps, *values in zip(*(table[name] for name in names), strict=True):
+            job = jobs.setdefault((attack, eps), {name: [] for name in names[2:]})
+            for column, found in zip(job.values(), values, strict=True):
+                column.append(found)
+        asked = jobs[CLEAN]["query"]
+        for (attack, eps), job in jobs.items():
+            if job["query"] != asked:
+                raise ValueError(f"{attack} at ε={eps:g} was asked other queries than clean")
+        return jobs
+
+    def picture(self, *place: str) -> Image.Image:
+        """A picture of the run. Names come from its files, so they may not lead out of it.
+
+        Raises:
+            RunFolderError: it lies outside, or cannot be read.
+        """
+        path = self.path.joinpath(*place[:-1], f"{place[-1]}.png")
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise RunFolderError(f"{self.path} names a picture outside itself: {path}")
+        try:
+            with path.open("rb") as file, Image.open(file, formats=("PNG",)) as image:
+                return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise RunFolderError(f"cannot read the picture {path} of the run: {error}") from error
+
+
+def require_sweep(path: Path, header: dict[str, Any]) -> None:
+    """Raise `RunFolderError` if the run is one of changed gallery pictures."""
+    if "gallery side" in header.get("configuration", {}):
+        raise RunFolderError(
+            f"{path} is of `uturn gallery`, whose table that command prints again; this needs a "
+            "folder of `uturn sweep`"
+        )
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a run folder.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    try:
+        content = json.loads((path / name).read_bytes())
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{path} has no {name}: it is no finished run folder; `uturn sweep` makes one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path / name}: {error}") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path / name} is damaged: expected an object")
+    return content
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """While the files of ``path`` are made sense of: what goes wrong is one sentence.
+
+    Raises:
+        RunFolderError: they do not fit together.
+    """
+    try:
+        yield
+    except (
+        LookupError,
+        TypeError,
+        ValueError,  # pyarrow's errors, too
+        AttributeError,
+        ArithmeticError,
+        jinja2.UndefinedError,
+    ) as error:
+        raise RunFolderError(f"the files of {path} do not fit together: {error!r}") from error
