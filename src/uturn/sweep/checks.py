@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -45,9 +47,15 @@ def _allowed(job: Job, change: npt.NDArray[np.int16]) -> bool:
     return bool(threat.allows(threat.size(delta)))
 
 
-def flags(rows: list[Row], eps: float) -> list[str]:
-    """What a reader of one result row must know; ``rows`` are its queries."""
+def flags(rows: list[Row], eps: float, left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a reader of one result row must know; ``rows`` are its queries.
+
+    ``left_out`` are the queries and gallery pictures that could not be read.
+    """
     found = []
+    unread = [f"{len(names)} of the {kind}" for kind, names in left_out.items() if names]
+    if unread:
+        found.append(f"unreadable: {' and '.join(unread)} could not be read and are left out")
     beyond = sum(row["linf_levels"] > eps for row in rows)
     if beyond:
         found.append(f"beyond: {beyond} queries differ from the clean ones by more than ε levels")

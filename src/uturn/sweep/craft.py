@@ -8,37 +8,38 @@ an attack returned.
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeAlias, final
+from typing import Any, Protocol, TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from uturn.attacks.blackbox import BlackBox, asked_together
 from uturn.attacks.loop import Attack
 from uturn.attacks.together import Share, attack_together
+from uturn.data.channels import PAPER_QUALITY, jpeg
 from uturn.data.pictures import Picture, Pictures, decode
 from uturn.data.split import Split
 from uturn.parallel import ahead, behind, threaded
 from uturn.portions import Portion
-from uturn.progress import bar
 from uturn.retrieval import metrics
-from uturn.retrieval.extract import chunks
 from uturn.retrieval.judge import Labels
 from uturn.sweep import checks
-from uturn.sweep.channels import PAPER_QUALITY, jpeg
+from uturn.sweep.agenda import batches
 from uturn.sweep.insider import Goal
 from uturn.sweep.plan import CLEAN, Job, Plan, together
 from uturn.sweep.scorer import SHOWN, Queries, Scorer
 from uturn.sweep.store import Row, RunFolder
 from uturn.types import Scene
 from uturn.victims.preprocessing import by_shape
-from uturn.victims.victim import to_picture
+from uturn.victims.victim import Victim, to_picture
 
 WORSE = {
     **dict.fromkeys(("ap", "r_precision", "inp", "tpr"), min),
@@ -56,43 +57,71 @@ Scores: TypeAlias = list[dict[str, Any]]
 """What every scorer says of a batch."""
 
 
-def batches(plan: Plan, split: Split) -> list[range]:
-    """Cut by the configuration, never by where a run stopped."""
-    return chunks(len(split.query), plan.batch_size)
+class Informant(Protocol):
+    """Says what attackers are given beyond their pictures (`uturn.sweep.insider`)."""
+
+    def goal(
+        self, job: Job, names: Sequence[str], labels: Labels, features: Tensor
+    ) -> Goal | None: ...
+
+    def scene(
+        self,
+        job: Job,
+        names: Sequence[str],
+        labels: Labels,
+        features: Tensor,
+        goal: Goal | None,
+    ) -> Scene: ...
+
+
+class Looker(Protocol):
+    """Who looks at crafted pictures: a sweep's `Scorer`, or one for pictures of the gallery."""
+
+    @property
+    def victim(self) -> Victim: ...
+
+    @property
+    def insider(self) -> Informant: ...
+
+    def look(self, pictures: Sequence[Picture]) -> Tensor:
+        """Raw features ``(B, D)`` of decoded pictures."""
+        ...
+
+    def score(
+        self,
+        queries: Queries,
+        before: Tensor,
+        scored: list[Picture],
+        sizes: Sequence[tuple[int, float]],
+        goal: Goal | None,
+    ) -> dict[str, Any]:
+        """``rows``, one per picture, and whatever else a part of the run folder is to keep."""
+        ...
 
 
 def craft(
-    plan: Plan, folder: RunFolder, split: Split, scorers: list[Scorer], *, progress: bool
+    plan: Plan,
+    folder: RunFolder,
+    split: Split,
+    scorers: Sequence[Looker],
+    missing: Mapping[int, list[Job]],
+    shown: tqdm[Any],
 ) -> None:
-    """Do every batch of every job that is not in the run folder yet.
+    """Do what is ``missing`` in the run folder, jobs by batch (`Agenda.missing`).
 
     The first of ``scorers`` is attacked, the others score the same pictures. A stop at any moment
     loses at most one batch of the jobs that climb together, and what is on its way to the disk.
+    ``shown`` is told of every part that is committed.
 
     Raises:
         UturnError: a picture cannot be read or written, or is not within its budget.
     """
-    jobs, cut = list(plan.jobs()), batches(plan, split)
-    todo = {
-        number: missing
-        for number in range(len(cut))
-        if (missing := [job for job in jobs if not folder.has_part(job, number)])
-    }
-
-    def work(jobs: list[Job], number: int) -> int:
-        return sum(job.work + len(plan.transfer_to) for job in jobs) * len(cut[number])
-
-    total = sum(work(jobs, number) for number in range(len(cut)))
-    done = total - sum(work(missing, number) for number, missing in todo.items())
-    with (
-        bar(total, "crafting and scoring", "step", done=done, show=progress) as shown,
-        behind() as pool,
-    ):
-        portion = Portion(plan.batch_size)
-        crafter = _Crafter(plan, folder, split, scorers, pool, shown, portion)
-        loaded = ahead(pool, crafter.load, (cut[number] for number in todo))
-        for (number, missing), (pictures, clean) in zip(todo.items(), loaded, strict=True):
-            crafter.do(missing, _Batch.look(number, cut[number], pictures, clean, scorers))
+    cut = batches(plan, split)
+    with behind() as pool:
+        crafter = _Crafter(plan, folder, split, scorers, pool, shown, Portion(plan.batch_size))
+        loaded = ahead(pool, crafter.load, (cut[number] for number in missing))
+        for (number, jobs), (pictures, clean) in zip(missing.items(), loaded, strict=True):
+            crafter.do(jobs, _Batch.look(number, cut[number], pictures, clean, scorers))
         crafter.settle(0)
 
 
@@ -112,7 +141,7 @@ class _Batch:
         batch: range,
         pictures: Pictures,
         clean: list[Picture],
-        scorers: list[Scorer],
+        scorers: Sequence[Looker],
     ) -> _Batch:
         """Through the victims, at the ``clean`` pictures of ``batch``."""
         labels = Labels.of(pictures, scorers[0].victim.device)
@@ -134,6 +163,10 @@ class _Draft:
     seconds: float = 0.0
     gradients: float = 0.0
     """Spent on all of them together; shared ones count for each only in part."""
+    asked: dict[int, int] = field(default_factory=dict)
+    """By position, how many pictures the system was asked."""
+    prior_gradients: int = 0
+    """Borrowed from another network for a picture, at the most."""
 
 
 @final
@@ -149,6 +182,16 @@ class _Group:
 
 @final
 @dataclass(frozen=True, eq=False)
+class _File:
+    """A picture as its file decodes, how far it is from the clean one, and the file's hash."""
+
+    scored: Picture
+    size: tuple[int, float]
+    digest: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class _Written:
     """A batch of a job whose pictures are on their way to the disk."""
 
@@ -158,8 +201,7 @@ class _Written:
     goal: Goal | None
     amend: Callable[[Scores], None] | None
     """What there is to say beside what the scorers see."""
-    files: Future[list[tuple[Picture, tuple[int, float]]]]
-    """The pictures as their files decode, and how far they are from the clean ones."""
+    files: Future[list[_File]]
 
 
 @final
@@ -170,7 +212,7 @@ class _Crafter:
     plan: Plan
     folder: RunFolder
     split: Split
-    scorers: list[Scorer]
+    scorers: Sequence[Looker]
     pool: Executor
     """Where files are coded, one batch after another."""
     shown: tqdm[Any]
@@ -179,7 +221,7 @@ class _Crafter:
     pending: deque[_Written] = field(default_factory=deque)
 
     @property
-    def attacked(self) -> Scorer:
+    def attacked(self) -> Looker:
         """Whose gradients are used."""
         return self.scorers[0]
 
@@ -245,6 +287,8 @@ class _Crafter:
                 draft.make |= dict(zip(which, makes, strict=True))
                 draft.seconds += share.found.seconds
                 draft.gradients += share.gradients * len(which)
+                draft.asked |= dict(zip(which, share.found.asked.tolist(), strict=True))
+                draft.prior_gradients = max(draft.prior_gradients, share.found.prior_gradients)
                 if len(draft.make) == len(batch.names):
                     self._send(job, batch, draft, group.goal, group.amend)
             self.settle(IN_FLIGHT)
@@ -254,8 +298,11 @@ class _Crafter:
     ) -> Iterator[list[Share]]:
         victim, seed = self.attacked.victim, self.plan.seed
         climbing = [job.attack for job in jobs if isinstance(job.attack, Attack)]
+        asking = [job.attack for job in jobs if isinstance(job.attack, BlackBox)]
         if climbing:
             yield from attack_together(climbing, victim, images, scene, names=names, seed=seed)
+        elif asking:
+            yield from asked_together(asking, victim, images, scene, names=names, seed=seed)
         elif jobs[0].attack:
             found = jobs[0].attack(victim, images, scene, names=names, seed=seed)
             yield [Share(0, found, found.gradients)]
@@ -288,12 +335,14 @@ class _Crafter:
         parts = [self.folder.part(member, batch.number) for member in job.members]
         by_query = list(zip(*(part["scores"][0]["rows"] for part in parts), strict=True))
         draft = _Draft({}, seconds=sum(part["seconds"] for part in parts))
+        assert isinstance(self.attacked, Scorer)  # only sweeps have a worst
+        precision = self.attacked.precision
         for position, rows in enumerate(by_query):
-            damage = [(row["first_match_rank"] or 0, -(row["ap"] or 0.0)) for row in rows]
+            damage = [(row["first_match_rank"] or 0, -(row[precision] or 0.0)) for row in rows]
             member = job.members[damage.index(max(damage))]
             path = self.folder.picture(member, rows[0]["query"])
             draft.make[position] = partial(decode, path)
-        self._send(job, batch, draft, amend=partial(_extremes, by_query))
+        self._send(job, batch, draft, amend=partial(extremes, by_query))
 
     # -- files and scores ---------------------------------------------------------------------
 
@@ -312,15 +361,14 @@ class _Crafter:
         files = self.pool.submit(threaded, partial(self._certified, job), *columns)
         self.pending.append(_Written(job, batch, draft, goal, amend, files))
 
-    def _certified(
-        self, job: Job, name: str, clean: Picture, make: Make | None = None
-    ) -> tuple[Picture, tuple[int, float]]:
-        """What a picture's file decodes to, and how far that is from the clean one."""
+    def _certified(self, job: Job, name: str, clean: Picture, make: Make | None = None) -> _File:
+        """What a picture's file holds, once the picture is there."""
         if make is not None:
             self.folder.write_picture(job, name, make())
         scored = decode(self.folder.picture(job, name))
         lossy = self.plan.mode == "paper"  # JPEG keeps no budget; the row's flags say so
-        return scored, checks.measure(job, name, clean, scored, lossy=lossy)
+        size = checks.measure(job, name, clean, scored, lossy=lossy)
+        return _File(scored, size, self.folder.digest(job, name))
 
     def settle(self, most: int) -> None:
         """Score and commit what is on disk; wait until no more than ``most`` are on their way."""
@@ -330,23 +378,31 @@ class _Crafter:
 
     def _commit(self, written: _Written) -> None:
         job, batch = written.job, written.batch
-        scored, sizes = map(list, zip(*written.files.result(), strict=True))
+        files = written.files.result()
+        scored, sizes = [file.scored for file in files], [file.size for file in files]
         scores: Scores = [
             scorer.score(batch.queries, before, scored, sizes, written.goal)
             for scorer, before in zip(self.scorers, batch.features, strict=True)
         ]
         if written.amend:
             written.amend(scores)
-        cost = {"seconds": written.draft.seconds, "gradients": written.draft.gradients}
+        draft = written.draft
+        for score in scores:
+            for position, row in enumerate(score["rows"]):
+                row["asked"] = draft.asked.get(position, 0)
+        for file, row in zip(files, scores[0]["rows"], strict=True):
+            row["sha256"] = file.digest  # once is enough: who else scores sees the same file
+        keys = ("seconds", "gradients", "prior_gradients")
+        cost = {key: getattr(draft, key) for key in keys}
         self.folder.add_part(job, batch.number, {**cost, "scores": scores})
         self.shown.update((job.work + len(self.plan.transfer_to)) * len(batch.names))
 
 
-def _extremes(by_query: list[tuple[Row, ...]], scores: Scores) -> None:
+def extremes(by_query: Sequence[Sequence[Row]], scores: Scores) -> None:
     """Put the worst of all members' values into the rows of the attacked victim."""
     for worst, rows in zip(scores[0]["rows"], by_query, strict=True):
         for key in worst:
-            extreme = WORSE.get(key.partition("|")[0])
+            extreme = WORSE.get(re.split("[|@]", key)[0])
             if extreme and worst[key] is not None:
                 worst[key] = extreme(row[key] for row in rows)
 

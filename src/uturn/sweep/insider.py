@@ -2,7 +2,8 @@
 
 A targeted attack gets another person's gallery picture, a rank attack chosen gallery items and
 rivals, a guided push known pictures of the same identity, a search for the smallest ε the
-ranking's verdict. The goal is measured in the whole ranking, not in what was given.
+ranking's verdict, a black box nothing but the system's answers. The goal is measured in the whole
+ranking, not in what was given.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uturn.attacks.objectives import lowers
+from uturn.attacks.objectives import lowers, watched
 from uturn.attacks.problem import knowledge
 from uturn.data.split import Split
 from uturn.retrieval import metrics
@@ -24,9 +25,11 @@ from uturn.retrieval.counting import at_least
 from uturn.retrieval.extract import extract_decoded
 from uturn.retrieval.index import Index, build_index, top
 from uturn.retrieval.judge import Labels
+from uturn.retrieval.oracle import SystemOracle
 from uturn.retrieval.system import RetrievalSystem
 from uturn.rng import generator
 from uturn.sweep.plan import Job
+from uturn.sweep.watch import watch
 from uturn.types import Scene
 from uturn.victims.preprocessing import stretch, to_images
 from uturn.victims.victim import Victim, to_picture, to_pixels
@@ -35,6 +38,8 @@ CHOSEN = 5
 """Candidates that a rank attack moves, and queries in whose rankings a candidate is moved."""
 RIVALS = 1000
 """Other gallery items that a rank attack compares with."""
+_GOALS = {"targets", "candidates", "queries"}
+"""What an attack is given that has a goal beyond harm."""
 KNOWN = 8
 """Pictures of the same identity that a guided push is given, repeated if there are fewer."""
 
@@ -52,6 +57,11 @@ class Goal:
 
     pictured: bool
     """``chosen`` are target pictures; else they are targets by their features."""
+
+
+def has_goal(job: Job) -> bool:
+    """Whether a job is to achieve something in the whole ranking, beyond doing harm."""
+    return job.attack is not None and bool(_GOALS & set(knowledge(job.attack)))
 
 
 @final
@@ -74,12 +84,12 @@ class Insider:
 
     def goal(self, job: Job, names: Sequence[str], labels: Labels, features: Tensor) -> Goal | None:
         """What ``job`` is to achieve with these queries; None if it only has to do harm."""
-        wanted = knowledge(job.attack) if job.attack else ()
-        if job.attack is None or not {"targets", "candidates", "queries"} & set(wanted):
+        if job.attack is None or not has_goal(job):
             return None
+        wanted = knowledge(job.attack)
         relevant, ignored = self.system.judge(labels, self.system.gallery).masks()
         if lowers(job.attack.objective):  # what stands at the top is to fall
-            chosen = top(self.system.index.scores(features), ignored, CHOSEN)[0]
+            chosen = top(self.system.whole.scores(features), ignored, CHOSEN)[0]
         else:
             count = 1 if "targets" in wanted else CHOSEN
             chosen = self._draw(names, "goal", ~(relevant | ignored), count)
@@ -109,6 +119,7 @@ class Insider:
             # A query without a match has nothing to flee from but itself.
             alone = relevant.sum(1) == 0
             same = torch.where(alone[:, None, None], features[:, None].expand_as(same), same)
+        guard = watched(job.attack.objective) if job.attack else None
         return Scene(
             targets=self._pictures(goal.chosen[:, 0]) if goal and goal.pictured else None,
             candidates=given if "candidates" in wanted else None,
@@ -118,6 +129,8 @@ class Insider:
             lost=(lambda images, which: self._lost(images, labels[which]))
             if "lost" in wanted
             else None,
+            watch=watch(guard, self.victim, self.features, ignored) if guard else None,
+            oracle=SystemOracle(self.victim, self.system) if "oracle" in wanted else None,
         )
 
     @torch.no_grad()
@@ -141,7 +154,7 @@ class Insider:
         """Places of the chosen items in the attacked pictures' rankings."""
         judgement = self.system.judge(labels, self.system.gallery)
         _, ignored = judgement.masks()
-        scores = self.system.index.scores(features).masked_fill_(ignored, -torch.inf)
+        scores = self.system.whole.scores(features).masked_fill_(ignored, -torch.inf)
         own = scores.gather(1, goal.chosen).sort(1, descending=True).values  # (B, M)
         # An item reaches its own score, so 1 is first.
         places = at_least(scores, own, torch.full_like(judgement.items, own.shape[1]))

@@ -6,19 +6,23 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, final, get_args
+from typing import Any, Literal, final, get_args
 
 from uturn import specs
+from uturn.attacks.blackbox import BlackBox, asks
 from uturn.attacks.loop import Attack
 from uturn.attacks.presets import MEMBERS, WORST, Mode, load_attack
 from uturn.attacks.problem import Attacker
 from uturn.attacks.threats import Threat
+from uturn.data.channels import CHANNELS
 from uturn.errors import ArgumentError
+from uturn.retrieval.index import read_index
 from uturn.retrieval.metrics import CONVENTIONS
-from uturn.sweep.channels import CHANNELS
 from uturn.victims.victim import At, Precision
 
 CLEAN = "clean"
+
+Unreadable = Literal["fail", "skip"]
 
 
 @final
@@ -62,9 +66,14 @@ class Job:
         return own + sum(member.gradients for member in self.members)
 
     @property
+    def asked(self) -> int:
+        """Pictures that the system may be asked per query."""
+        return 0 if self.attack is None else asks(self.attack)
+
+    @property
     def work(self) -> int:
         """Passes through the victim that this job makes per query, if it shares none of them."""
-        return 1 + (0 if self.members else self.gradients)
+        return 1 + (0 if self.members else self.gradients + self.asked)
 
     @property
     def waits(self) -> bool:
@@ -73,14 +82,16 @@ class Job:
 
 
 def together(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs in groups that climb together (`uturn.attacks.together`), in the order of their firsts.
+    """Jobs in groups that go together, in the order of their firsts.
 
-    One that waits for others goes alone, and so do those whose loop is their own.
+    Attacks on one trail climb together (`uturn.attacks.together`), black boxes ask together
+    (`uturn.attacks.blackbox`). Who waits for others goes alone, and so do other loops of their own.
     """
     groups = dict[Any, list[Job]]()
     for job in jobs:
         attack = job.attack
-        key = attack.trail if isinstance(attack, Attack) and not job.waits else job
+        shared = attack if isinstance(attack, (Attack, BlackBox)) and not job.waits else None
+        key = job if shared is None else shared.trail
         groups.setdefault(key, []).append(job)
     return list(groups.values())
 
@@ -103,7 +114,8 @@ class Plan:
     convention: str | None = None
     """Of average precision; None is ``plain``, in paper mode ``trapezoid``."""
     index: str | None = None
-    """None is ``exact`` as the victim was published, in paper mode ``exact:cosine``."""
+    """None is ``exact`` as the victim was published, in paper mode ``exact:cosine``; else a spec of
+    `uturn.retrieval.index.read_index`."""
     rerank: str | None = None
     """Stages between index and metrics, such as ``aqe:n=5+k-reciprocal``; None is none."""
     at: At = "model"
@@ -113,11 +125,15 @@ class Plan:
     scales: tuple[float, ...] = (1.0,)
     """At which the victim looks at queries and gallery, averaging the embeddings."""
     survive: tuple[str, ...] = ()
-    """Channels (`uturn.sweep.channels`) after which every picture is scored once more."""
+    """Channels (`uturn.data.channels`) after which every picture is scored once more."""
     transfer_to: tuple[str, ...] = ()
     """Other victims, by their specs, that score the same pictures (black-box transfer)."""
     monotone: bool = False
     """Whether a query that is lost at a smaller ε keeps that picture and is not attacked again."""
+    max_queries: int | None = None
+    """Pictures that an attack may ask the system per query, whatever its spec says."""
+    unreadable: Unreadable = "fail"
+    """What becomes of pictures that cannot be read: they stop the run, or are left out and told."""
     precision: Precision = "float32"
     """What attacks are searched in after their first step; scores are always of float32."""
     batch_size: int = 32
@@ -127,12 +143,19 @@ class Plan:
         specs.choose("mode", self.mode, get_args(Mode))
         specs.choose("place to attack", self.at, get_args(At))
         specs.choose("precision", self.precision, get_args(Precision))
+        specs.choose("policy for unreadable pictures", self.unreadable, get_args(Unreadable))
         paper = self.mode == "paper"
         if self.convention is None:
             object.__setattr__(self, "convention", "trapezoid" if paper else "plain")
         if self.index is None:
             object.__setattr__(self, "index", "exact:cosine" if paper else "exact")
         specs.choose("convention", str(self.convention), CONVENTIONS)
+        depth = read_index(str(self.index), "cosine").depth
+        if depth is not None and self.convention != "plain":
+            raise ArgumentError(
+                f"{self.index} answers with its first {depth}, of which average precision is "
+                f"map@{depth} and not {self.convention}; use --index exact, or --convention plain"
+            )
         for channel in self.survive:
             specs.choose("channel", channel, CHANNELS)
         # Ascending whole numbers are ints: one way to write a plan, one folder per ε.
@@ -152,6 +175,11 @@ class Plan:
             raise ArgumentError(f"{WORST} is a set of attacks of its own, which the paper has not")
         list(self.jobs())  # an unknown attack or an impossible ε fails here, not in an hour
 
+    @property
+    def victims(self) -> tuple[str, ...]:
+        """The specs of all that score: first the one that is attacked."""
+        return (self.victim, *self.transfer_to)
+
     def jobs(self) -> Iterator[Job]:
         """The clean queries first, then every attack at every ε; what ``worst`` needs before it."""
         yield Job(CLEAN, 0)
@@ -166,7 +194,8 @@ class Plan:
     def _job(self, name: str, eps: float) -> Job:
         smaller = self.eps[: self.eps.index(eps)] if self.monotone else ()
         weaker = self._job(name, smaller[-1]) if smaller else None
-        return Job(name, eps, load_attack(name, eps=eps, mode=self.mode), weaker=weaker)
+        attack = load_attack(name, eps=eps, mode=self.mode, max_queries=self.max_queries)
+        return Job(name, eps, attack, weaker=weaker)
 
     def _names(self) -> list[str]:
         """The attacks, each once, with the members of ``worst`` before it."""

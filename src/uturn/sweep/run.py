@@ -1,10 +1,11 @@
-"""Running a plan: embed the gallery, craft and score (`uturn.sweep.craft`), reduce at the end."""
+"""Running a plan: an engine embeds, crafts and scores (`uturn.sweep.craft`); reduce at the end."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,90 +13,93 @@ import torch
 from torch import Tensor
 
 from uturn.attacks.objectives import needs
-from uturn.data.catalog import load_data
-from uturn.data.pictures import encode
 from uturn.data.split import Split
 from uturn.errors import ArgumentError
 from uturn.retrieval import metrics
 from uturn.retrieval.classification import TOPS
-from uturn.retrieval.index import build_index
-from uturn.retrieval.intervals import identity_bootstrap, query_bootstrap, weighted_mean
-from uturn.retrieval.ranking import TIES
+from uturn.retrieval.index import build_index, read_index, whole
+from uturn.retrieval.intervals import (
+    identity_bootstrap,
+    median,
+    query_bootstrap,
+    weighted_mean,
+)
 from uturn.retrieval.rerank import build_stages
 from uturn.retrieval.system import require_apart, require_matches
 from uturn.sweep import checks
-from uturn.sweep.craft import batches, craft
+from uturn.sweep.agenda import batches
+from uturn.sweep.engines.engine import Engine
+from uturn.sweep.engines.in_process import InProcess
+from uturn.sweep.insider import has_goal
+from uturn.sweep.loaded import Loaded
 from uturn.sweep.plan import Job, Plan
-from uturn.sweep.scorer import Scorer
+from uturn.sweep.scorer import Scorer, Terms
 from uturn.sweep.store import Row, RunFolder
 from uturn.types import Scene
-from uturn.victims.load import load_victim
 from uturn.victims.victim import Victim, to_pixels
 
 Column = npt.NDArray[np.float64]
 
 
-def run(plan: Plan, out: Path, *, progress: bool = True) -> list[Row]:
+def run(plan: Plan, out: Path, *, engine: Engine | None = None, progress: bool = True) -> list[Row]:
     """Run ``plan`` into the run folder ``out``, or resume it there; return the result rows.
 
     First the rows of the victim that is attacked, then those of each victim in
     ``plan.transfer_to``, which scores the same pictures. A run that was stopped at any moment
     loses at most one batch of the attacks that climb together. A finished one is not done again.
+    ``engine`` does the work (`uturn.sweep.engines`); None is this process.
 
     Raises:
         RunFolderError: ``out`` holds another configuration. UturnError: a victim, data set,
         picture or spec is wrong; what was computed before stays.
     """
-    names = (plan.victim, *plan.transfer_to)
-    victims = [load_victim(name, plan.device).at_scales(plan.scales).folded() for name in names]
-    victims[0] = victims[0].searched_in(plan.precision)
-    split = load_data(plan.data).sample(plan.queries, plan.seed)
+    loaded = Loaded.of(plan, progress=progress)
+    split = loaded.split
     require_matches(split)
-    for victim in victims:
+    for victim in loaded.victims:
         _rehearse(victim, split, plan)
-    _rehearse_objectives(victims[0], split, plan)
-    identities = [_identity(victim) for victim in victims]
-    folder = RunFolder(
-        out,
-        {
-            **plan.configuration(),
-            "protocol": split.protocol,
-            "ties": TIES,
-            **identities[0],
-            "targets": dict(zip(plan.transfer_to, identities[1:], strict=True)),
-            "data fingerprint": split.fingerprint(),
-        },
-        defaults=Plan.defaults(),
-    )
-    if folder.finished:
-        folder.clean_up()
-        return folder.results()
-    scorers = [
-        Scorer.build(name, plan, victim, split, progress=progress)
-        for name, victim in zip(names, victims, strict=True)
-    ]
-    craft(plan, folder, split, scorers, progress=progress)
-    return _Reduction(plan, folder, split, scorers)()
+    _rehearse_objectives(loaded.victims[0], split, plan)
+    configuration, defaults = loaded.configuration(), Plan.defaults()
+    with RunFolder.alone(out, configuration, defaults) as folder:
+        if folder.finished:
+            folder.clean_up()
+            return folder.results()
+        return _done(loaded, folder, engine or InProcess(), progress=progress)
 
 
-def _identity(victim: Victim) -> dict[str, Any]:
-    """What makes a victim another one, for the configuration of a run."""
-    return {
-        "victim weights": victim.fingerprint,
-        "preprocessing": repr(victim.preprocessing),
-        "test time": repr(victim.test_time),
-        "similarity": victim.similarity,
-    }
+def _done(loaded: Loaded, folder: RunFolder, engine: Engine, *, progress: bool) -> list[Row]:
+    """Do what the run folder lacks, and reduce it."""
+    plan, split = loaded.plan, loaded.split
+    with engine.crew(loaded, folder, progress=progress) as crew:
+        scorers = [
+            Scorer.build(
+                name,
+                plan,
+                victim,
+                split,
+                crew.embed(number, "gallery"),
+                crew.embed(number, "query"),
+                progress=progress,
+            )
+            for number, (name, victim) in enumerate(zip(plan.victims, loaded.victims, strict=True))
+        ]
+        crew.craft(scorers)
+    return _Reduction(loaded, folder, scorers)()
 
 
 def _rehearse(victim: Victim, split: Split, plan: Plan) -> None:
     """Try the index on one query, so that misfits fail before long work."""
     with torch.no_grad():
         one = victim.features(_first(victim, split))
-    built = build_index(str(plan.index), one, victim.similarity)
+    index = str(plan.index)
+    read_index(index, victim.similarity).rehearse(one)
+    for job in plan.jobs():
+        if has_goal(job):
+            whole(index, victim.similarity, f"the goal of {job.name}")
     if plan.rerank:
+        whole(index, victim.similarity, f"the stage {plan.rerank}")
         require_apart(split)
-        build_stages(plan.rerank, built)
+        build_stages(plan.rerank, build_index(index, one, victim.similarity))
 
 
 def _rehearse_objectives(victim: Victim, split: Split, plan: Plan) -> None:
@@ -120,36 +124,38 @@ def _first(victim: Victim, split: Split) -> Tensor:
 class _Reduction:
     """From the parts of a plan to its tables."""
 
-    plan: Plan
+    loaded: Loaded
     folder: RunFolder
-    split: Split
     scorers: list[Scorer]
 
     def __call__(self) -> list[Row]:
+        plan, split = self.loaded.plan, self.loaded.split
         queries, results, ranklists = list[Row](), list[Row](), list[Row]()
-        spent, count = 0.0, len(batches(self.plan, self.split))
+        table = Table(plan, self.loaded.left_out)
+        spent, count = 0.0, len(batches(plan, split))
         for number, scorer in enumerate(self.scorers):
             before = len(queries)
-            for job in self.plan.jobs():
+            for job in plan.jobs():
                 parts = [self.folder.part(job, n) for n in range(count)]
                 scores = [part["scores"][number] for part in parts]
                 key = {"victim": scorer.name, "attack": job.name, "eps": job.eps}
                 rows = [{**key, **row} for score in scores for row in score["rows"]]
                 seconds = sum(part["seconds"] for part in parts)
+                borrowed = max(part["prior_gradients"] for part in parts)
                 spent += sum(part["gradients"] for part in parts if number == 0)
                 queries += rows
                 clean = queries[before : before + len(rows)]
-                results.append(self._result(scorer, job, rows, seconds, clean))
+                results.append(table.row(scorer.terms, job, rows, clean, seconds, borrowed))
                 ranklists += [
                     {**key, "folder": job.folder, **answer}
                     for score in scores
                     for answer in score["answers"]
                 ]
-        alone = sum(job.gradients for job in self.plan.jobs() if not job.members)
-        alone *= len(self.split.query)
+        alone = sum(job.gradients for job in plan.jobs() if not job.members)
+        alone *= len(split.query)
         self._thumbnails({item["name"] for r in ranklists for item in r["items"]})
         facts = {
-            "gallery": len(self.split.gallery),
+            "gallery": len(split.gallery),
             **self.scorers[0].facts(),
             "targets": {scorer.name: scorer.facts() for scorer in self.scorers[1:]},
             "gradients": {"spent": round(spent), "saved": round(alone - spent)},
@@ -157,10 +163,33 @@ class _Reduction:
         self.folder.finish(queries, results, ranklists, facts)
         return results
 
-    def _result(
-        self, scorer: Scorer, job: Job, rows: list[Row], seconds: float, clean: list[Row]
+    def _thumbnails(self, names: set[str]) -> None:
+        position = {name: i for i, name in enumerate(self.loaded.split.gallery.names)}
+        for name in sorted(names):
+            picture = self.loaded.split.gallery.read(position[name])
+            shown = self.scorers[0].victim.canvas(picture, "model")
+            self.folder.write_thumbnail(name, shown)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The rows of a plan's table: they follow from the rows per query."""
+
+    plan: Plan
+    left_out: Mapping[str, Sequence[str]]
+    """Pictures that could not be read (`Loaded.left_out`)."""
+
+    def row(
+        self,
+        by: Terms,
+        job: Job,
+        rows: list[Row],
+        clean: list[Row],
+        seconds: float,
+        borrowed: int,
     ) -> Row:
-        """A row of the table, from a job's query rows and those of the clean queries."""
+        """What ``by`` made of a job, from its query rows and those of the clean queries."""
 
         def column(key: str, of: list[Row] = rows) -> Column:
             return np.array([row[key] for row in of], dtype=np.float64)  # None → NaN
@@ -171,14 +200,18 @@ class _Reduction:
                 f"recall@{k}": np.where(np.isnan(first), np.nan, first <= k)
                 for k in metrics.RECALLS
             }
-            return {**hit, "map": column(f"ap{suffix}")}
+            precision = {"map": column(f"ap{suffix}")}
+            if by.depth is not None:
+                precision[by.convention] = column(f"{by.precision}{suffix}")
+            return {**hit, **precision}
 
+        matches = column("matches")
         identities, measured = column("identity").astype(np.int64), values()
         first, before = column("first_match_rank"), column("first_match_rank", clean)
         lost = metrics.attack_success(torch.from_numpy(before), torch.from_numpy(first)).numpy()
         more = {
             "success": lost if job.eps else np.full_like(lost, np.nan),
-            "r_precision": column("r_precision"),
+            "r_precision": metrics.known(column("r_precision"), matches),
             "minp": column("inp"),
             "normalised_rank": column("normalised_rank"),
             f"tpr@fpr={metrics.FPR}": column("tpr"),
@@ -186,19 +219,19 @@ class _Reduction:
         }
         tops = {
             f"top{k}": (column("label_rank") <= k).astype(np.float64)
-            for k in (TOPS if scorer.classes else ())
+            for k in (TOPS if by.classes else ())
         }
         # Of genuine pairs, not of queries.
-        weights = {f"tpr@fpr={metrics.FPR}": column("matches")}
+        weights = {f"tpr@fpr={metrics.FPR}": matches}
         return {
             "attack": job.name,
             "eps": job.eps,
-            "victim": scorer.name,
+            "victim": by.name,
             "crafted_on": self.plan.victim,
             "data": self.plan.data,
             "queries": len(rows),
-            "convention": self.plan.convention,
-            "index": str(scorer.system.index),
+            "convention": by.convention,
+            "index": by.index,
             **{name: weighted_mean(value) for name, value in measured.items()},
             "cosine": float(column("cosine_to_clean").mean()),
             "linf_levels": float(np.median(column("linf_levels"))),
@@ -211,7 +244,7 @@ class _Reduction:
             | {name: query_bootstrap(hits, self.plan.seed) for name, hits in tops.items()},
             "metrics": {
                 **{name: weighted_mean(value, weights.get(name)) for name, value in more.items()},
-                "median_first_match": float(np.nanmedian(first)),
+                "median_first_match": median(first),
                 **{name: float(hits.mean()) for name, hits in tops.items()},
             },
             "survive": {
@@ -221,8 +254,10 @@ class _Reduction:
                 for channel in self.plan.survive
             },
             "gradients": job.gradients,
+            "asked": float(column("asked").mean()),
+            "prior_gradients": borrowed,
             "seconds": round(seconds, 3),
-            "flags": checks.flags(rows, job.eps),
+            "flags": checks.flags(rows, job.eps, self.left_out),
         }
 
     def _goal(self, rows: list[Row]) -> Row | None:
@@ -238,9 +273,3 @@ class _Reduction:
             "attacked": mean("goal_rank"),
             "first": float(np.mean([row["goal_first"] for row in rows])),
         }
-
-    def _thumbnails(self, names: set[str]) -> None:
-        position = {name: i for i, name in enumerate(self.split.gallery.names)}
-        for name in sorted(names):
-            picture = self.split.gallery.read(position[name])
-            encode(self.folder.thumbnail(name), self.scorers[0].victim.canvas(picture, "model"))
