@@ -1,0 +1,131 @@
+"""A finished run, verified: hashes, distances, numbers, and what the victim says of it today."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from uturn.errors import RunFolderError, UturnError
+from uturn.report.folder import read_json
+from uturn.sweep.plan import Plan
+from uturn.sweep.store import Row
+from uturn.verify import files, numbers
+from uturn.verify.again import again
+from uturn.verify.notes import Finding, Notes
+from uturn.verify.numbers import Block
+from uturn.victims.load import pick_device
+
+
+@final
+@dataclass(frozen=True)
+class Verification:
+    """What came of it."""
+
+    folder: str
+    seal: str
+    """The hash of the run as it lies there: who has kept it knows the run again."""
+    findings: tuple[Finding, ...]
+    checked: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        found = [{"where": finding.where, "says": finding.says} for finding in self.findings]
+        told = {"checked": list(self.checked), "unchecked": list(self.unchecked)}
+        return {"schema": 1, "run": self.folder, "seal": self.seal, "findings": found, **told}
+
+    def text(self) -> str:
+        """For the terminal: a line each."""
+        lines = [f"checked      {text}" for text in self.checked]
+        lines += [f"not checked  {text}" for text in self.unchecked]
+        lines += [f"FOUND        {finding}" for finding in self.findings]
+        wrong = f"{len(self.findings)} findings: the run is not as it was made"
+        lines += [f"seal         {self.seal}", wrong if self.findings else "nothing is wrong"]
+        return "\n".join(lines)
+
+
+def verify(
+    folder: Path,
+    *,
+    victim: str | None = None,
+    data: str | None = None,
+    device: str = "auto",
+    files_only: bool = False,
+    progress: bool = True,
+) -> Verification:
+    """Hold the finished run in ``folder`` against its own files, its victims and its data.
+
+    ``victim`` and ``data`` are specs for where they are here, if that is not where the run had
+    them. With ``files_only`` they are not asked for.
+
+    Raises:
+        RunFolderError: it is no run, or has not finished.
+    """
+    header, notes = read_json(folder, "run.json"), Notes()
+    if not (header.get("finished") or "seal" in header):
+        raise RunFolderError(
+            f"the run in {folder} has not finished; repeat its command to resume it"
+        )
+    files.sealed(header, notes)
+    with _fitting("run.json", notes):
+        files.hashed(folder, header, notes)
+    if (plan := _plan(header, notes)) is not None:
+        blocks = dict[Block, list[Row]]()
+        with _fitting("queries.parquet", notes):
+            blocks = numbers.per_query(folder, plan, notes)
+        if blocks:
+            _hold(folder, header, plan, blocks, notes)
+            if files_only:
+                notes.unchecked.append("scores: only files were asked for")
+            else:
+                here = replace(
+                    plan,
+                    victim=victim or plan.victim,
+                    data=data or plan.data,
+                    device=str(pick_device(device)),
+                )
+                with _fitting("queries.parquet", notes):
+                    again(folder, header, here, plan.victims, blocks, notes, progress=progress)
+    seal = str(header.get("seal"))
+    told = (tuple(notes.findings), tuple(notes.checked), tuple(notes.unchecked))
+    return Verification(str(folder), seal, *told)
+
+
+def _plan(header: dict[str, Any], notes: Notes) -> Plan | None:
+    try:
+        return numbers.planned(header, notes)
+    except (UturnError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error.__cause__, ImportError):
+            notes.unchecked.append(f"all but the hashes: {error}")
+        else:
+            notes.find("run.json", f"its configuration is no plan: {error!r}")
+        return None
+
+
+def _hold(
+    folder: Path, header: dict[str, Any], plan: Plan, blocks: dict[Block, list[Row]], notes: Notes
+) -> None:
+    """The files and the table against the rows per query."""
+    own = {(job.name, job.eps): blocks[plan.victim, job.name, job.eps] for job in plan.jobs()}
+    with _fitting("images", notes):
+        pictures = [
+            files.picture(j, row["query"]) for j in plan.jobs() for row in own[j.name, j.eps]
+        ]
+        files.complete(folder, header["files"], pictures, notes)
+        files.within(folder, plan, own, notes)
+    with _fitting("results.json", notes):
+        numbers.table(folder, plan, header, blocks, notes)
+
+
+@contextmanager
+def _fitting(where: str, notes: Notes) -> Iterator[None]:
+    """What cannot even be made sense of is a finding, too."""
+    try:
+        yield
+    except RunFolderError as error:
+        notes.find(where, str(error))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
+        notes.find(where, f"does not fit together: {error!r}")
