@@ -1,0 +1,6 @@
+"""The explorer: an attack to watch and a run folder to leaf through, for people in a browser.
+
+`studio`, `climb`, `card` and `runs` compute and know of no browser; `draw` makes HTML of what they
+say, `page` puts it on a page and `serve` serves that. Only the last two know Gradio, and import it
+when they are called.
+"""
