@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,20 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not a comma-separated list of numbers", param, ctx)
 
 
+class _Place(click.ParamType):  # type: ignore[type-arg]
+    """A path, or a URL of shared storage."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        from uturn.storage import place
+
+        try:
+            return place(value) if isinstance(value, str) else value
+        except UturnError as error:
+            self.fail(str(error), param, ctx)
+
+
 VICTIM_HELP = "Victim spec: NAME or NAME:weights=PATH (see `uturn list victims`)."
 DATA_HELP = "Data spec: NAME or NAME:PATH (see `uturn list data`)."
 CLEAN = "clean"
@@ -39,8 +56,8 @@ DEVICE = click.option(
 )
 INDEX = click.option(
     "--index",
-    help="exact:cosine or exact:euclidean; default: exact, which is what the victim was "
-    "published with.",
+    help="exact:cosine or exact:euclidean; faiss:FACTORY such as faiss:IVF256,PQ32,nprobe=16; or "
+    "milvus:URI (docs/indexes.md). Default: exact, by the similarity of the victim's makers.",
 )
 RERANK = click.option(
     "--rerank",
@@ -69,6 +86,12 @@ BATCH = click.option(
     type=click.IntRange(1),
     help="Pictures attacked at a time.",
 )
+MAX_QUERIES = click.option(
+    "--max-queries",
+    type=click.IntRange(2),
+    help="An attack that asks the search system (square, nes, rgf, prgf) asks no more pictures per "
+    "query, whatever its spec says.",
+)
 QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
@@ -81,11 +104,25 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
 
         keep_freed_memory()
         try:
-            command(*args, **kwargs)
+            with _asked_to_stop():
+                command(*args, **kwargs)
         except (UturnError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
     return run
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[None]:
+    """Take SIGTERM, by which schedulers stop a program, for a Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is told
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -137,7 +174,12 @@ def demo(out: Path, quiet: bool) -> None:
     show_default=True,
     help="Largest change of a value, in levels; comma-separated.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option(
+    "--out",
+    required=True,
+    type=_Place(),
+    help="Run folder: a path, or a URL such as s3://bucket/run (docs/engines.md).",
+)
 @click.option(
     "--queries", type=click.IntRange(1), help="Draw this many queries by the seed; default: all."
 )
@@ -169,6 +211,7 @@ def demo(out: Path, quiet: bool) -> None:
     help="Other victims' specs, comma-separated, that score the same pictures: black-box "
     "transfer. A spec with a comma of its own but no = behind it stands in [brackets].",
 )
+@MAX_QUERIES
 @click.option(
     "--monotone",
     is_flag=True,
@@ -181,6 +224,21 @@ def demo(out: Path, quiet: bool) -> None:
     show_default=True,
     help="What attacks are searched in after their first step; scores are always of float32. "
     "bfloat16 is quicker where the processor multiplies it.",
+)
+@click.option(
+    "--unreadable",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="Pictures that cannot be read stop the run, or are left out and named in run.json; then "
+    "every picture is read once at first (docs/durability.md).",
+)
+@click.option(
+    "--engine",
+    default="in-process",
+    show_default=True,
+    help="Where the work is done: in-process, ray (a cluster on this machine) or ray:ADDRESS; "
+    "workers=N, and per worker threads=N, gpus=N (docs/engines.md).",
 )
 @BATCH
 @DEVICE
@@ -198,26 +256,73 @@ def sweep(
     _sweep(out, quiet, **options)
 
 
-def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
+def _sweep(
+    out: Path, quiet: bool, *, device: str, engine: str = "in-process", **options: Any
+) -> None:
     from uturn.report import html
-    from uturn.report.text import cost, table
+    from uturn.report.text import answered, cost, table
     from uturn.sweep import Plan, run
+    from uturn.sweep.engines import load_engine
     from uturn.victims.load import pick_device
 
     try:
-        rows = run(Plan(device=str(pick_device(device)), **options), out, progress=not quiet)
+        chosen, plan = load_engine(engine), Plan(device=str(pick_device(device)), **options)
+        rows = run(plan, out, engine=chosen, progress=not quiet)
     except KeyboardInterrupt:
         raise click.ClickException(
             f"stopped; finished batches are kept in {out}, the same command resumes there"
         ) from None
     click.echo(table(rows))
-    click.echo(f"\n{cost(json.loads((out / 'run.json').read_bytes()))}")
+    header = json.loads((out / "run.json").read_bytes())
+    click.echo(f"\n{cost(header)}")
+    if told := answered(header):
+        click.echo(told)
     click.echo(f"report: {html.write(out)}")
 
 
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--victim", required=True, help=VICTIM_HELP)
+@click.option("--victim", help=f"{VICTIM_HELP} With --oracle it gives the size of the pictures.")
+@click.option(
+    "--oracle",
+    metavar="URL",
+    help="A search system to be asked, in place of a victim: http://… that speaks the protocol of "
+    "docs/black_box.md. Nothing else is spoken to.",
+)
+@click.option(
+    "--oracle-header",
+    "headers",
+    multiple=True,
+    metavar="NAME:VALUE",
+    help="Sent with every request, such as Authorization:…; may be given more than once.",
+)
+@click.option(
+    "--oracle-batch",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pictures in a request.",
+)
+@click.option(
+    "--oracle-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Requests per second, at the most.",
+)
+@click.option(
+    "--oracle-timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds until an answer is no longer waited for.",
+)
+@click.option(
+    "--oracle-attempts",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How often a request that fails in passing is sent.",
+)
+@MAX_QUERIES
 @click.option(
     "--attack", "spec", default="odfa", show_default=True, help="Attack spec, such as odfa."
 )
@@ -235,7 +340,7 @@ def _sweep(out: Path, quiet: bool, *, device: str, **options: Any) -> None:
 @_plainly
 def attack(
     images: tuple[Path, ...],
-    victim: str,
+    victim: str | None,
     spec: str,
     eps: float,
     target: Path | None,
@@ -244,12 +349,19 @@ def attack(
     at: Any,
     batch_size: int,
     device: str,
+    max_queries: int | None,
+    oracle: str | None,
+    **endpoint: Any,
 ) -> None:
     """Pictures in, adversarial PNGs out, at the size the victim sees or at their own.
 
     The clean pictures at that size are written to OUT/clean, so that ε can be checked.
+
+    With --oracle a search system is asked instead; answers are kept in OUT/answers.jsonl, and the
+    same command goes on after a fault. Without --victim pictures keep their own size then.
     """
     from uturn.attacks import load_attack
+    from uturn.attacks.blackbox import BlackBox
     from uturn.attacks.problem import knowledge
     from uturn.data.pictures import decode, encode
     from uturn.types import Scene
@@ -267,10 +379,28 @@ def attack(
     for path in images:
         if path.resolve() in targets:
             raise click.ClickException(f"{path} would be overwritten; choose another --out")
-    attacked, chosen = load_victim(victim, pick_device(device)), load_attack(spec, eps=eps)
+    chosen = load_attack(spec, eps=eps, max_queries=max_queries)
+    if oracle:
+        if not isinstance(chosen, BlackBox):
+            raise click.ClickException(
+                f"{spec} needs a victim; what only asks is square, nes, rgf or prgf"
+            )
+        _attack_outside(images, chosen, victim, out, oracle, endpoint, seed, at, batch_size, device)
+        return
+    if victim is None:
+        raise click.UsageError(
+            "an attack needs a victim: give --victim, or a system to ask, --oracle"
+        )
+    # Folded, as a sweep has it: the same pictures to the bit.
+    attacked = load_victim(victim, pick_device(device)).folded()
     if target and "targets" not in knowledge(chosen):
         raise click.ClickException(f"{spec} pulls towards no picture; leave --target away")
     missing = set(knowledge(chosen)) - ({"targets"} if target else set())
+    if missing == {"oracle"}:
+        raise click.ClickException(
+            f"{spec} asks a search system: give its address with --oracle, or use `uturn sweep`, "
+            "which asks the victim's own"
+        )
     if missing == {"targets"}:
         raise click.ClickException(f"{spec} pulls towards a picture; give it with --target")
     if missing:
@@ -295,6 +425,48 @@ def attack(
             cosines |= dict(zip(mine, (pair[0] * pair[1]).sum(1).tolist(), strict=True))
         for path in part:
             click.echo(f"{out / path.stem}.png  cosine to clean {cosines[path.stem]:+.3f}")
+
+
+def _attack_outside(
+    images: tuple[Path, ...],
+    attack: Any,
+    victim: str | None,
+    out: Path,
+    oracle: str,
+    endpoint: dict[str, Any],
+    seed: int,
+    at: Any,
+    batch_size: int,
+    device: str,
+) -> None:
+    from uturn.retrieval.endpoint import Endpoint, read_headers
+    from uturn.retrieval.oracle import Journal
+    from uturn.sweep.outside import attack_outside
+    from uturn.victims.load import load_victim, pick_device
+    from uturn.victims.unseen import unseen
+
+    place = pick_device(device)
+    system = Endpoint(
+        url=oracle,
+        headers=read_headers(endpoint["headers"]),
+        batch=endpoint["oracle_batch"],
+        rate=endpoint["oracle_rate"] or float("inf"),
+        timeout=endpoint["oracle_timeout"],
+        attempts=endpoint["oracle_attempts"],
+        seed=seed,
+    )
+    told = attack_outside(
+        attack,
+        Journal(out / "answers.jsonl", system, oracle, system.batch),
+        images,
+        out,
+        victim=load_victim(victim, place) if victim else unseen(place),
+        at=at if victim else "native",
+        seed=seed,
+        batch_size=batch_size,
+    )
+    for each in told:
+        click.echo(f"{each.path}  worth {each.worth:+.3f}, asked {each.asked}")
 
 
 @main.command()
@@ -410,6 +582,97 @@ def whiten(
     click.echo(f"use it: --victim {victim}{',' if ':' in victim else ':'}whitening={out}")
 
 
+@main.command()
+@click.option("--victim", required=True, help=VICTIM_HELP)
+@click.option("--data", required=True, help=DATA_HELP)
+@click.option(
+    "--attack",
+    "attacks",
+    default="ca_plus",
+    show_default=True,
+    help="Attack specs, comma-separated: ca_plus raises; ca_minus lowers; so do attacks that push "
+    "a picture away from itself, such as uturn. noise is a control of either.",
+)
+@click.option(
+    "--eps",
+    type=_Numbers(),
+    default="8",
+    show_default=True,
+    help="Largest change of a value, in levels; comma-separated.",
+)
+@click.option(
+    "--items",
+    default=100,
+    show_default=True,
+    help="Gallery pictures that are changed; of whole persons, at the most so many, if they are "
+    "lowered.",
+)
+@click.option(
+    "--known",
+    default=500,
+    show_default=True,
+    help="Queries that an attacker who raises has seen. The others measure it.",
+)
+@click.option(
+    "--audience",
+    default=100,
+    show_default=True,
+    help="Of what the attacker knows, so many at the most does a picture move for.",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(1),
+    help="Held-out queries that ask in the end, drawn by the seed; default: all.",
+)
+@click.option(
+    "--aim",
+    type=click.Choice(["raise", "lower"]),
+    help="Whose pictures are changed, and what is measured; default: what the attacks do.",
+)
+@click.option("--out", required=True, type=_Place(), help="Run folder.")
+@click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
+@AT
+@INDEX
+@BATCH
+@DEVICE
+@QUIET
+@_plainly
+def gallery(
+    out: Path,
+    quiet: bool,
+    attacks: str,
+    items: int,
+    known: int,
+    audience: int,
+    queries: int | None,
+    aim: Any,
+    device: str,
+    **options: Any,
+) -> None:
+    """Change gallery pictures, take them into the index, and measure what everybody finds.
+
+    Raised or lowered for many queries at once, by an attacker who has seen none of those that
+    measure it. The same command on the same --out resumes a run that was stopped.
+    """
+    from uturn.gallery import GalleryPlan, run
+    from uturn.report.gallery import table
+    from uturn.sweep import Plan
+    from uturn.victims.load import pick_device
+
+    try:
+        plan = Plan(attacks=tuple(split_list(attacks)), device=str(pick_device(device)), **options)
+        changed = GalleryPlan(
+            plan=plan, items=items, known=known, audience=audience, queries=queries, aim=aim
+        )
+        rows = run(changed, out, progress=not quiet)
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"stopped; what is finished is kept in {out}, the same command resumes there"
+        ) from None
+    click.echo(table(rows))
+    click.echo(f"\npictures and tables: {out}")
+
+
 @main.command("eval")
 @click.option("--victim", required=True, help=VICTIM_HELP)
 @click.option("--data", required=True, help=DATA_HELP)
@@ -445,7 +708,7 @@ def evaluate(
     split, clean = load_data(data), None
     if query_dir is not None:
         clean, split = split.query, replace(split, query=replace_queries(split.query, query_dir))
-    loaded = load_victim(victim, pick_device(device)).at_scales(scales)
+    loaded = load_victim(victim, pick_device(device)).at_scales(scales).folded()
     values = score(loaded, split, index or "exact", rerank=rerank, clean=clean, progress=not quiet)
     values |= {"victim": victim, "data": data, "looks at": repr(loaded)}
     if as_json:
@@ -663,13 +926,133 @@ def doctor(
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=_Place())
 @_plainly
 def report(run: Path) -> None:
-    """Write report.html from a run folder."""
+    """Write report.html from a run folder, and its robustness card, card.html and card.md."""
     from uturn.report import html
 
     click.echo(html.write(run))
+
+
+@main.command()
+@click.argument("run", type=_Place())
+@click.option("--victim", help=f"{VICTIM_HELP} Default: the run's, where the run had it.")
+@click.option("--data", help=f"{DATA_HELP} Default: the run's, where the run had it.")
+@click.option(
+    "--files-only",
+    is_flag=True,
+    help="Load neither: only what the files tell. Of a stranger's run look at run.json before you "
+    "leave this out, because a victim can be code.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DEVICE
+@QUIET
+@_plainly
+def verify(
+    run: Path,
+    victim: str | None,
+    data: str | None,
+    files_only: bool,
+    as_json: bool,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Hold a finished run against itself: hashes, every picture's distance, every number.
+
+    Where its victim and its data are here, every picture is scored again, too; what was not
+    checked is said. Exits with 1 if anything is not as the run was made (docs/durability.md).
+    """
+    from uturn.verify import verify as verified
+
+    found = verified(
+        run,
+        victim=victim,
+        data=data,
+        device=device,
+        files_only=files_only,
+        progress=not quiet,
+    )
+    click.echo(json.dumps(found.as_dict()) if as_json else found.text())
+    if found.findings:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("run", type=_Place())
+@click.option(
+    "--fpr",
+    default=0.01,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="The share of clean queries that may be flagged.",
+)
+@click.option(
+    "--calibrate",
+    default=500,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Clean queries to fit to, by whole identities, none of which is evaluated.",
+)
+@click.option("--seed", default=0, show_default=True, help="Draws the identities to fit to.")
+@click.option(
+    "--out", type=_Place(), help="Folder for guard.json and guard.md; default: the run's."
+)
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the fitted guard to this file (.json), for `Guard.load`.",
+)
+@DEVICE
+@QUIET
+@_plainly
+def guard(
+    run: Path,
+    fpr: float,
+    calibrate: int,
+    seed: int,
+    out: Path | None,
+    save: Path | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Try a detector on the pictures of a finished run: what does it flag, what gets past it?
+
+    It is fitted to clean queries only. Whoever attacks it knows it: sweep adaptive attacks, too
+    (docs/guard.md).
+    """
+    from uturn.guard.evaluate import keep, try_guard
+
+    fitted, trial = try_guard(
+        run, fpr=fpr, calibrate=calibrate, seed=seed, device=device, progress=not quiet
+    )
+    if save is not None:
+        fitted.save(save)
+    click.echo(trial.text())
+    click.echo(f"\ntable: {keep(trial, out or run)}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=_Place(), metavar="RUN RUN…")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("uturn-compare"),
+    show_default=True,
+    help="Folder for compare.html and compare.md.",
+)
+@_plainly
+def compare(runs: tuple[Path, ...], out: Path) -> None:
+    """Compare runs with the first of them, query by query, and say how sure a difference is.
+
+    They must share data and queries; what differs is told: victims, settings, versions.
+    """
+    from uturn.report.compare import write
+    from uturn.sweep.compare import compare as compared
+
+    found = compared(runs)
+    click.echo(found.text())
+    click.echo(f"\ncomparison: {write(found, out)[0]}")
 
 
 @main.command()
@@ -736,6 +1119,61 @@ def reproduce(
         click.echo(f"{outcome.name:<16} {outcome.state}: {outcome.told}")
     if any(outcome.state != "done" for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]…", type=click.Path(path_type=Path))
+@click.option("--victim", help=f"{VICTIM_HELP} Default: the run's, or glyph_net.")
+@click.option("--data", "data_spec", help=f"{DATA_HELP} Default: the run's, or glyphs.")
+@click.option(
+    "--beside",
+    default="",
+    help="Other victims' specs, comma-separated, that look at the same pictures, side by side.",
+)
+@INDEX
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to serve at. Nobody is asked for a password: leave it, unless whoever can reach "
+    "this machine may use it.",
+)
+@click.option(
+    "--port",
+    default=7860,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to serve at; 0 is any that is free.",
+)
+@DEVICE
+@QUIET
+@_plainly
+def serve(
+    runs: tuple[Path, ...],
+    victim: str | None,
+    data_spec: str | None,
+    beside: str,
+    index: str | None,
+    host: str,
+    port: int,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Open the explorer in a browser: attack a query and watch, or leaf through run folders."""
+    from uturn.explorer.serve import open_at
+
+    with open_at(
+        host,
+        port,
+        runs=runs,
+        victim=victim,
+        data=data_spec,
+        beside=split_list(beside),
+        index=index or "exact",
+        device=device,
+    ) as served:
+        click.echo(f"the explorer is at {served.url} (Ctrl-C ends it)")
+        served.run(progress=not quiet)
 
 
 @main.group()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +18,15 @@ from torch import Tensor, nn
 
 from uturn.attacks.loop import Attack
 from uturn.attacks.presets import load_attack
-from uturn.attacks.views import Draw
+from uturn.attacks.problem import Batch, certified
+from uturn.attacks.together import ways
 from uturn.data.pictures import decode, encode
 from uturn.data.split import Split
 from uturn.errors import ArgumentError, CheckpointError, RunFolderError
 from uturn.progress import bar
 from uturn.reproduce.files import read_json, write_whole
 from uturn.retrieval.extract import chunks, extract, extract_decoded
-from uturn.types import LEVELS, Pixels
+from uturn.types import Scene
 from uturn.victims import checkpoints
 from uturn.victims.backbones.cifar import CifarResNet
 from uturn.victims.victim import Victim, to_picture
@@ -257,23 +257,11 @@ def _walk(
         budgets = range(1, int(eps) + 1)
         stations = [load_attack(name, eps=one)(victim, images).images for one in budgets]
     else:
-        watch = _Watch()
-        last = replace(attack, views=(watch,))(victim, images, names=names, seed=seed).images
-        seen = watch.seen if attack.start != "clean" else watch.seen[1:]
-        stations = [*seen, last]
+        batch = Batch(victim, images, Scene(), names, seed)
+        way = [climber.delta for climber in ways(attack.pose(batch), attack)]
+        seen = [batch.clean + certified(attack.threat, batch.clean, delta) for delta in way]
+        stations = [station.byte() for station in (seen[1:] if attack.start == "clean" else seen)]
     return torch.stack([extract(victim, station).cpu() for station in (images, *stations)])
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Watch:
-    """The picture as it is, and a memory of what was shown: uint8 ``(B, 3, H, W)`` each."""
-
-    seen: list[Tensor] = field(default_factory=list, repr=False)
-
-    def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
-        self.seen.append((pixels.detach() * LEVELS).round().byte().cpu())
-        return pixels
 
 
 def _rounded(points: Tensor) -> _Points:
