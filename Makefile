@@ -6,21 +6,28 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 PRESET ?= cpu
 
-.PHONY: demo test check bench reproduce timings weights clean
+.PHONY: demo serve test check bench docs reproduce timings weights clean
 
 demo: $(VENV)/.core  ## The main job on the embedded default.
 	$(BIN)/uturn demo
 
+serve: $(VENV)/.web  ## The explorer, in a browser.
+	$(BIN)/uturn serve
+
 test: $(VENV)/.dev  ## The test suite; what this machine lacks is skipped with a reason.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 check: $(VENV)/.dev  ## Format, lint, types.
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks notebooks docs/scripts
+	$(BIN)/ruff check src tests benchmarks notebooks docs/scripts
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench  ## Ours, each peer and the limit, as ratios in one run.
 	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.docs  ## The documentation as a site, in site/.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo site/index.html
 
 reproduce: $(VENV)/.train  ## Every experiment of the paper; PRESET=cpu, gpu or paper.
 	$(BIN)/uturn reproduce all --preset $(PRESET)
@@ -35,7 +42,7 @@ weights: $(VENV)/.core  ## Train the shipped glyph weights anew (5 minutes on 2 
 	mv $(VENV)/glyph_net.safetensors src/uturn/victims/weights/glyph_net.safetensors
 
 clean:
-	rm -rf $(VENV) uturn-demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) uturn-demo site .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +58,14 @@ $(VENV)/.train: $(VENV)/.core
 
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
+$(VENV)/.web: $(VENV)/.core
+	$(PIP) --editable ".[web]"
 	@touch $@
 
 # torchattacks asks for a requests that the rest cannot live with, and works with any.
