@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before PyTorch is loaded: threads that spin, waiting for work, take the other workers' cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,6 +23,11 @@ from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.victim import Victim
 
 os.environ["UTURN_CACHE"] = ""  # tests of the cache have one of their own
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So begins what a shell runs behind itself, and so would all that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("here", deadline=None)  # how quick a machine is, is no property
+settings.load_profile("here")
 
 RAW = Preprocessing(size=(8, 4), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -84,6 +95,17 @@ def shared_data() -> Path:
     if not folder:
         pytest.skip("UTURN_TEST_DATA does not name the folder with Market-1501 and weights")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def kept_features(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Slow tests embed a real gallery once for all of them."""
+    if request.node.get_closest_marker("slow"):
+        monkeypatch.setenv("UTURN_CACHE", str(tmp_path_factory.getbasetemp() / "features"))
 
 
 def write_market(root: Path, gallery_names: list[str], query_names: list[str]) -> Path:

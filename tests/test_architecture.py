@@ -19,12 +19,14 @@ FLOORS = [
         "report",
         "_version",
         "memory",
+        "optional",
         "portions",
+        "storage",
     },
     {"victims", "data"},
     {"attacks", "retrieval"},
-    {"train", "sweep", "doctor"},
-    {"reproduce"},
+    {"train", "sweep", "gallery", "doctor", "guard", "verify"},
+    {"reproduce", "explorer"},
     {"cli", "__main__", "__init__"},
 ]
 """From the ground up. A room imports from its own floor and from those below."""
@@ -61,13 +63,17 @@ def test_every_room_is_on_a_floor_and_imports_only_downwards() -> None:
 
 
 def test_siblings_flow_one_way() -> None:
-    """Data flows to victims, and attacks know nothing of retrieval, nor the reverse."""
+    """Data flows to victims, and attacks know nothing of retrieval, nor the reverse.
+
+    A guard knows neither attacks nor runs but their files: a service that has one needs neither.
+    """
     for path, used in rooms().items():
         room = path.relative_to(SOURCE).parts[0]
         forbidden = {
             "data": {"victims"},
             "attacks": {"retrieval"},
             "retrieval": {"attacks"},
+            "guard": {"attacks", "sweep", "train", "doctor"},
             "report": {"specs", "parallel", "progress", "rng", "types"},
         }.get(room, set())
         assert not used & forbidden, f"{path} imports {used & forbidden}"

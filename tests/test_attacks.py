@@ -40,7 +40,7 @@ CLIMBING = {
     name: preset
     for name, preset in PRESETS.items()
     if name not in ("universal", "noise", "minimal", "qa_plus", "qa_minus", "ca_plus", "ca_minus")
-    and name != "fna"
+    and name not in ("fna", "lookalike", "square", "nes", "rgf", "prgf")
 }
 """Presets that need no knowledge of a gallery."""
 LOOPED = {name: preset for name, preset in CLIMBING.items() if name != "apgd"}

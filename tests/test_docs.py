@@ -7,8 +7,10 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -16,14 +18,17 @@ import torch
 
 import uturn
 from uturn.attacks import (
+    blackbox,
     minimal,
     objectives,
+    relevance,
     search,
     steps,
     surrogates,
     threats,
     universal,
     views,
+    walks,
 )
 from uturn.attacks.loop import Attack
 from uturn.cli import main
@@ -40,13 +45,30 @@ PAGES = (
     "docs/paper_mode.md",
     "docs/market1501.md",
     "docs/protocols.md",
+    "docs/indexes.md",
+    "docs/scale.md",
+    "docs/gallery_side.md",
     "docs/victims.md",
     "docs/doctor.md",
     "docs/training.md",
     "docs/defence.md",
+    "docs/guard.md",
     "docs/reproduce.md",
     "docs/transfer.md",
+    "docs/black_box.md",
     "docs/natural_images.md",
+    "docs/report.md",
+    "docs/durability.md",
+    "docs/index.md",
+    "docs/concepts.md",
+    "docs/faq.md",
+    "docs/explorer.md",
+    "docs/threat_model.md",
+    "docs/speed.md",
+    "docs/engines.md",
+    "docs/pipeline.md",
+    "docs/commands.md",
+    "docs/api.md",
 )
 
 THREE_LINES = ("timm:", "torchreid:", "hf:", "uturn.Victim(")
@@ -152,7 +174,8 @@ def test_every_attack_and_piece_is_in_the_catalogue() -> None:
     page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
     for name in uturn.attacks.PRESETS:
         assert f"| `{name}` |" in page
-    for room in (objectives, threats, steps, views, surrogates, search, minimal, universal):
+    rooms = (objectives, threats, steps, views, surrogates, search, minimal, universal)
+    for room in (*rooms, blackbox, relevance, walks):
         for name, piece in vars(room).items():
             mine = getattr(piece, "__module__", "") == room.__name__ and isinstance(piece, type)
             internal = name in ("Info", "When", "Chain") or getattr(piece, "_is_protocol", False)
@@ -165,7 +188,7 @@ def test_the_catalogue_counts_gradients_right() -> None:
     for name, preset in uturn.attacks.PRESETS.items():
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         claimed = row.split("|")[5].strip()
-        spent = 0 if name == "universal" else preset(eps=8).gradients
+        spent = 0 if name in ("universal", "prgf") else preset(eps=8).gradients
         claims = {"T": 10, "⌈log₂(ε + 1)⌉ × 20": 80}
         assert spent == claims.get(claimed) or str(spent) == claimed, name
 
@@ -179,6 +202,81 @@ def test_the_catalogues_code_runs(glyph_victim: uturn.Victim) -> None:
     for attack in built:
         found = dataclasses.replace(attack, steps=2)(glyph_victim, images)
         assert bool(found.delta.any())
+
+
+def test_every_block_of_the_guides_runs() -> None:
+    """Each on its own, as somebody who copies one finds it."""
+    for page in ("index", "concepts", "faq", "api", "black_box", "guard"):
+        found = blocks(f"docs/{page}.md", "python")
+        assert found, page
+        for block in found:
+            exec(block, {})
+
+
+def test_the_gradient_is_zero_where_the_page_says_so() -> None:
+    block = next(code for code in blocks("docs/concepts.md", "python") if "climb" in code)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert 0 <= names["length"][0] < 1e-4 * names["length"][1]
+
+
+def test_the_figure_of_the_zero_gradient_is_measured(glyph_victim: uturn.Victim) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "scripts" / "zero_gradient.py"))
+    query = uturn.load_data("glyphs").query
+    found = script["measure"](glyph_victim, glyph_victim.grid(query.read(i) for i in range(24)))
+    at, line = script["AWAY"].index, script["LINE"].index
+    assert bool((found.cosine[line(0.0)] >= 1 - 1e-12).all())
+    assert bool((found.cosine.max(0).values <= 1 + 1e-12).all())
+    assert bool((found.unit[at(0.0)] < 1e-4 * found.unit[at(1.0)]).all())
+    assert bool((found.raw[at(0.0)] > 0.1 * found.raw[at(1.0)]).all())
+    assert float(found.agreement[at(0.0)].mean()) < 0.8
+    assert float(found.agreement[at(1.0)].mean()) > 0.99
+
+
+def test_every_option_is_explained_and_on_the_page_of_commands() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "scripts" / "commands.py"))
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert page == script["page"](), "run .venv/bin/python docs/scripts/commands.py"
+    for path, command in every_command(main, "uturn"):
+        assert f"## `{path}`" in page
+        assert command.help, path
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{path} {option.opts[0]} has no help"
+                assert option.opts[0] in page
+
+
+def every_command(group: click.Command, path: str) -> list[tuple[str, click.Command]]:
+    if not isinstance(group, click.Group):
+        return [(path, group)]
+    return [
+        found
+        for name, command in group.commands.items()
+        for found in every_command(command, f"{path} {name}")
+    ]
+
+
+def test_every_public_name_is_in_the_reference_and_explained() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    for room in (uturn, uturn.attacks):
+        for name in room.__all__:
+            assert f"`{name}`" in page, name
+            piece = getattr(room, name)
+            assert not callable(piece) or piece.__doc__, name
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_links_to_headings_lead_to_one() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for path, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+            target = (ROOT / page).parent / path if path else ROOT / page
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page} links to {path}#{anchor}"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

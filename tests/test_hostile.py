@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,8 @@ def test_bombs_behind_a_small_header(tmp_path: Path) -> None:
         odd = bytearray(tiff(b"\7" * 16, text=0, **small))
         entry = odd.index(struct.pack("<HH", 270, 4))
         struct.pack_into("<HHI", odd, entry, 270, 2, 0xFFFFFFF0)  # a text of 4 GB
-        assert (decoded(tmp_path, bytes(odd), "tif") == 7).all()
+        with suppress(DataError):  # Pillow ≥ 12.3 refuses the file; older ones leave out the text
+            assert (decoded(tmp_path, bytes(odd), "tif") == 7).all()
 
 
 @pytest.mark.parametrize("spread", [256, 257])  # 8 bits made 16 by a shift, or exactly

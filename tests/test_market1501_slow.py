@@ -1,4 +1,4 @@
-"""Market-1501 and OSNet for real: the published score, and the attack on 300 queries."""
+"""Market-1501 and OSNet for real: the published score, 300 attacked queries, a black box."""
 
 from __future__ import annotations
 
@@ -67,3 +67,16 @@ def test_targets_and_candidates_move(shared_data: Path, tmp_path: Path) -> None:
         assert goals[name]["attacked"] < 0.2 < 0.3 < goals[name]["clean"]
     for name in ("qa_minus", "ca_minus"):
         assert goals[name]["clean"] < 0.01 < 0.5 < goals[name]["attacked"]
+
+
+def test_a_black_box_halves_recall(shared_data: Path, tmp_path: Path) -> None:
+    """Ids of the first ten only, no network of one's own, no gradient."""
+    victim, data = specs(shared_data)
+    attacks = ("noise", "square:max_queries=50", "square:max_queries=200")
+    plan = Plan(victim=victim, data=data, attacks=attacks, queries=50, seed=1, eps=(8,))
+    rows = {row["attack"]: row for row in run(plan, tmp_path / "run", progress=False)}
+    print(json.dumps({name: (row["recall@1"], row["asked"]) for name, row in rows.items()}))
+    assert rows["square:max_queries=200"]["recall@1"] <= rows["square:max_queries=50"]["recall@1"]
+    assert rows["square:max_queries=50"]["recall@1"] < 0.5 * rows["noise"]["recall@1"]
+    assert rows["square:max_queries=50"]["asked"] <= 50
+    assert all(row["gradients"] == 0 for row in rows.values())

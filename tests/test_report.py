@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from uturn.errors import RunFolderError
 from uturn.report import figures, html
@@ -63,7 +64,7 @@ def test_the_page_is_self_contained_and_escapes_names(evil_run: Path) -> None:
     assert "<img" not in page  # pictures are made by the script
     assert "onerror=alert(1)>" not in page
     assert page.count("<h1>") == 1
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
     assert "http" not in page.replace("http://www.w3.org", "")
     data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
     assert data is not None
@@ -124,8 +125,6 @@ def test_the_headline_and_the_curves_go_by_ascending_eps(glyph_run: Path) -> Non
 
 
 def test_the_change_is_amplified_around_grey() -> None:
-    from PIL import Image
-
     clean = np.full((2, 2, 3), 100, dtype=np.uint8)
     scored = clean.copy()
     scored[0, 0], scored[1, 1] = 108, 92
@@ -161,6 +160,10 @@ def test_figures_escape_names() -> None:
     assert "&lt;b&gt;, ε=2: 50.0 % (95 %: 40.0 % to 60.0 %)" in drawn
 
 
+def cameras(folder: Path) -> set[int]:
+    return set(pq.read_table(folder / "queries.parquet")["camera"].to_pylist())
+
+
 # -- in a real browser ---------------------------------------------------------------------------
 
 
@@ -194,6 +197,8 @@ def test_the_report_in_chromium(browser: Any, glyph_run: Path, width: int) -> No
     assert page.locator("svg.curve").count() == 4
     assert page.locator("svg.curve").nth(1).locator("polyline").count() == 4
     assert page.locator("svg.dial polygon").count() == 1 + 3
+    assert page.locator("svg.ridges").count() == 4 + 1  # first matches by attack, smallest ε
+    assert page.locator("svg.heat rect").count() == 4 * len(cameras(glyph_run))
     cards = page.locator("article.card")
     assert cards.count() == 8
     first = cards.first
@@ -217,6 +222,9 @@ def test_controls_change_the_rank_lists(browser: Any, glyph_run: Path) -> None:
     page.locator('input[name="eps"][value="2"]').check()
     assert "after fast, ε = 2" in card.inner_text()
     assert card.inner_text() != before
+    status = page.locator("#shown").inner_text()
+    lost = page.locator(".lists > div:nth-child(2) li:first-child.wrong").count()
+    assert status == f"fast, ε = 2: a wrong item stands first for {lost} of these 8 queries."
     wrong = {}
     for eps in (2, 16):
         page.select_option("#attack", "odfa")
@@ -256,6 +264,97 @@ def test_names_that_try_to_be_markup_are_text(browser: Any, evil_run: Path) -> N
     assert EVIL in page.locator(".ranks img").first.get_attribute("alt")
     assert page.locator("body script").count() == 2
     assert complaints == []
+
+
+@pytest.mark.browser
+def test_a_keyboard_reaches_everything(browser: Any, glyph_run: Path) -> None:
+    page, complaints = opened(browser, glyph_run)
+    focused = "document.activeElement"
+    page.keyboard.press("Tab")
+    assert page.evaluate(f"{focused}.textContent") == "Skip to the results"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")  # the first of what can be opened
+    assert page.evaluate(f"{focused}.tagName") == "SUMMARY"
+    page.keyboard.press("Enter")
+    table = page.locator("details[open] table").first
+    assert table.is_visible()
+    assert table.locator("thead th").first.get_attribute("scope") == "col"
+    page.focus("#attack")
+    page.keyboard.type("fast")
+    assert "fast, ε = 8" in page.locator("#shown").inner_text()
+    page.locator("table.results thead button").nth(2).focus()
+    page.keyboard.press("Enter")
+    assert page.locator("table.results thead th").nth(2).get_attribute("aria-sort") == "ascending"
+    assert complaints == []
+
+
+@pytest.mark.browser
+def test_a_screen_reader_is_told_everything(browser: Any, glyph_run: Path) -> None:
+    page, _ = opened(browser, glyph_run)
+    for drawing in page.locator("svg[role=img]").all():
+        assert drawing.get_attribute("aria-label")
+    # What is drawn of queries also stands in a table.
+    for kind in ("ridges", "heat"):
+        for drawing in page.locator(f"svg.{kind}").all():
+            assert drawing.locator("xpath=..").locator("details table tbody tr").count() >= 1
+    for picture in page.locator("img").all():
+        assert picture.get_attribute("alt")
+    assert page.locator("h1").count() == 1
+    assert page.evaluate("document.documentElement.lang") == "en"
+
+
+CONTRAST = r"""() => {
+  const parts = (c) => c.match(/[\d.]+/g).map(Number);
+  const linear = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = (c) => {
+    const [r, g, b] = parts(c).map(linear);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const clear = (node) => parts(getComputedStyle(node).backgroundColor)[3] === 0;
+  const behind = (node) => {
+    while (node.parentElement && clear(node)) node = node.parentElement;
+    return getComputedStyle(clear(node) ? document.body : node).backgroundColor;
+  };
+  const kinds = "h1, h1 span, h2, p, td, th, dt, dd, figcaption, summary, label, .key";
+  return [...document.querySelectorAll(kinds)]
+    .filter((node) => node.textContent.trim() && node.offsetParent)
+    .map((node) => {
+      const [a, b] = [light(getComputedStyle(node).color), light(behind(node))];
+      const told = node.textContent.trim().slice(0, 40);
+      return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), told];
+    });
+}"""
+"""The contrast of every text with what is behind it (WCAG 2)."""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_by_day_and_night(browser: Any, glyph_run: Path, scheme: str) -> None:
+    page, _ = opened(browser, glyph_run)
+    page.emulate_media(color_scheme=scheme)
+    found = page.evaluate(CONTRAST)
+    assert len(found) > 100
+    assert min(found)[0] >= 4.5, min(found)
+
+
+def test_three_hundred_queries_stay_below_five_megabytes(tmp_path: Path) -> None:
+    plan = Plan(victim="glyph_net", data="glyphs", queries=300, batch_size=50)
+    run(plan, tmp_path, progress=False)
+    assert html.write(tmp_path).stat().st_size <= 5_000_000
+
+
+def test_large_pictures_are_shrunk_until_the_page_can_be_sent(
+    glyph_run: Path, tmp_path: Path
+) -> None:
+    """Noise of 224×224, which no codec likes."""
+    out, rng = tmp_path / "run", np.random.default_rng(0)
+    shutil.copytree(glyph_run, out)
+    for file in (*out.rglob("images/**/*.png"), *out.rglob("thumbnails/*.png")):
+        Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(
+            file, compress_level=0
+        )
+    page = html.write(out)
+    assert 1_000_000 <= page.stat().st_size <= 5_000_000
 
 
 def test_twenty_attacks_look_different() -> None:

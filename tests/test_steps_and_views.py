@@ -29,9 +29,9 @@ from uturn.attacks.steps import (
     now,
 )
 from uturn.attacks.views import SCALES, Flip, Jpeg, Neighbour, Noise, Resample, ResizePad, Scale
+from uturn.data.channels import CHANNELS
 from uturn.errors import ArgumentError
 from uturn.rng import generator
-from uturn.sweep.channels import CHANNELS
 from uturn.victims.victim import to_pixels
 
 GRADIENTS = torch.randn(6, 2, 3, 9, 7, generator=torch.Generator().manual_seed(0))

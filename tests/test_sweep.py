@@ -22,6 +22,7 @@ from tests.conftest import write_market
 from uturn import load_data, load_victim
 from uturn.attacks import load_attack
 from uturn.attacks.presets import MEMBERS
+from uturn.data.channels import CHANNELS
 from uturn.data.folder import replace_queries
 from uturn.data.pictures import decode, encode
 from uturn.errors import ArgumentError, BudgetError, RunFolderError, SpecError
@@ -29,7 +30,6 @@ from uturn.report import html
 from uturn.report.text import table
 from uturn.retrieval.evaluate import evaluate
 from uturn.sweep import Plan, run
-from uturn.sweep.channels import CHANNELS
 from uturn.sweep.checks import measure
 from uturn.sweep.plan import Job
 from uturn.sweep.store import RunFolder
