@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.harness import Case
 from benchmarks.setting import Setting
-from benchmarks.works import end_to_end, evaluation, gpu, memory, startup, step, sweep
+from benchmarks.works import end_to_end, evaluation, explorer, gpu, memory, startup, step, sweep
 
 WORKS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "step": step.cases,
@@ -15,5 +15,6 @@ WORKS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "evaluation": evaluation.cases,
     "memory": memory.cases,
     "startup": startup.cases,
+    "explorer": explorer.cases,
     "gpu": gpu.cases,
 }
