@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,12 +35,13 @@ from uturn.data.channels import CHANNELS
 from uturn.data.pictures import decode, encode
 from uturn.data.split import Split
 from uturn.errors import ArgumentError, DataError, RunFolderError, SpecError, UturnError
-from uturn.explorer import card, draw, uploads
+from uturn.explorer import ahead, card, draw, uploads
 from uturn.explorer.climb import OFFERED, Frame, Order, command, frames, survivals
 from uturn.explorer.desk import Desk, Session
 from uturn.explorer.runs import WORST, RunBook
 from uturn.explorer.serve import FromHere, furnish
 from uturn.explorer.studio import RANKS, Answer, Place, Query, Studio
+from uturn.retrieval.cache import Shelf
 from uturn.rng import generator
 from uturn.sweep import Plan, run
 from uturn.types import Scene
@@ -840,6 +842,7 @@ def test_a_run_whose_data_are_gone_is_leafed_through(
 def test_nothing_of_the_explorer_imports_gradio_by_itself() -> None:
     code = """
 import sys
+import time
 import uturn.cli
 import uturn.explorer.desk, uturn.explorer.page, uturn.explorer.serve
 assert not {"gradio", "fastapi", "uvicorn", "torchvision"} & set(sys.modules)
@@ -897,3 +900,56 @@ def test_what_is_no_page_passes_untouched() -> None:
     headers, received, _ = respond(b"application/json", body)
     assert received == body
     assert b"content-security-policy" not in headers
+
+
+# -- a gallery begun elsewhere -------------------------------------------------------------------
+
+
+def labelled_folder(where: Path) -> str:
+    """Three classes of two pictures each; the data spec."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    for number, picture in enumerate(pixels):
+        (where / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(where / f"{number % 3}" / f"{number}.png")
+    return f"folder:{where}"
+
+
+def test_what_another_process_embeds_need_not_be_embedded_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = labelled_folder(tmp_path / "data")
+    monkeypatch.setenv("UTURN_CACHE", str(tmp_path / "cache"))
+    with ahead.begun("glyph_net", data, "cpu") as end:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "cache").rglob("*.npy")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        end()
+        end()  # and once more when the block is left
+    opened = Studio.open("glyph_net", data, load_data(data), device="cpu")
+    monkeypatch.setattr(Shelf, "add", lambda *_: pytest.fail("embedded again"))
+    features = opened.embed(progress=False).features
+    monkeypatch.setenv("UTURN_CACHE", "")
+    torch.testing.assert_close(features, opened_anew(data), rtol=1e-4, atol=1e-5)
+
+
+def opened_anew(data: str) -> torch.Tensor:
+    """The gallery's features where nothing is kept."""
+    anew = Studio.open("glyph_net", data, load_data(data), device="cpu")
+    return anew.embed(progress=False).features
+
+
+def test_what_goes_wrong_elsewhere_is_not_told_there(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UTURN_CACHE", str(tmp_path / "cache"))
+    ahead.main("no_such_victim", "glyphs", "cpu")
+    ahead.main("glyph_net", f"folder:{tmp_path / 'nowhere'}", "cpu")
+    monkeypatch.setenv("UTURN_CACHE", "")
+    ahead.main("glyph_net", labelled_folder(tmp_path / "data"), "cpu")
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_it_begins_before_torch_is_there() -> None:
+    code = "import sys, uturn.explorer.ahead; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

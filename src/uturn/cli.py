@@ -8,7 +8,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -1160,20 +1160,28 @@ def serve(
     quiet: bool,
 ) -> None:
     """Open the explorer in a browser: attack a query and watch, or leaf through run folders."""
-    from uturn.explorer.serve import open_at
+    from uturn.explorer import DATA, VICTIM
+    from uturn.explorer.ahead import begun
 
-    with open_at(
-        host,
-        port,
-        runs=runs,
-        victim=victim,
-        data=data_spec,
-        beside=split_list(beside),
-        index=index or "exact",
-        device=device,
-    ) as served:
-        click.echo(f"the explorer is at {served.url} (Ctrl-C ends it)")
-        served.run(progress=not quiet)
+    # A run's gallery was embedded by the run.
+    ahead = (
+        nullcontext(lambda: None) if runs else begun(victim or VICTIM, data_spec or DATA, device)
+    )
+    with ahead as take_over:
+        from uturn.explorer.serve import open_at
+
+        with open_at(
+            host,
+            port,
+            runs=runs,
+            victim=victim,
+            data=data_spec,
+            beside=split_list(beside),
+            index=index or "exact",
+            device=device,
+        ) as served:
+            click.echo(f"the explorer is at {served.url} (Ctrl-C ends it)")
+            served.run(progress=not quiet, before=take_over)
 
 
 @main.group()

@@ -4,3 +4,6 @@
 say, `page` puts it on a page and `serve` serves that. Only the last two know Gradio, and import it
 when they are called.
 """
+
+VICTIM, DATA = "glyph_net", "glyphs"
+"""What is shown where nothing else is asked for: both are there without a download."""

@@ -21,7 +21,7 @@ from typing import Any, final
 
 from uturn.data.catalog import load_data
 from uturn.errors import ArgumentError, UturnError
-from uturn.explorer import draw, page, uploads
+from uturn.explorer import DATA, VICTIM, draw, page, uploads
 from uturn.explorer.desk import Desk
 from uturn.explorer.runs import RunBook
 from uturn.explorer.studio import Studio
@@ -105,8 +105,8 @@ class Served:
     socket: socket.socket
     url: str
 
-    def run(self, *, progress: bool = True) -> None:
-        """Serve until somebody stops it; the galleries are embedded meanwhile.
+    def run(self, *, progress: bool = True, before: Callable[[], None] = lambda: None) -> None:
+        """Serve until somebody stops it; the galleries are embedded meanwhile, after ``before``.
 
         Raises:
             UturnError: a picture or the index is wrong. Nothing is served any more then.
@@ -116,6 +116,7 @@ class Served:
         with behind() as pool:
             serving = pool.submit(self.server.run, sockets=[self.socket])
             try:
+                before()
                 for studio in self.desk.studios:
                     studio.embed(progress=progress)
                 serving.result()
@@ -146,8 +147,8 @@ def furnish(
     """
     books = tuple(map(RunBook.open, runs))
     given = victim is not None or data is not None or bool(beside)
-    victim = victim or (books[0].setting("victim") if books else "glyph_net")
-    data = data or (books[0].setting("data") if books else "glyphs")
+    victim = victim or (books[0].setting("victim") if books else VICTIM)
+    data = data or (books[0].setting("data") if books else DATA)
     try:
         split = load_data(data)
         studios = tuple(
