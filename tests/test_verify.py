@@ -111,10 +111,13 @@ def test_an_untouched_run_passes_with_its_report(out: Path) -> None:
         {"attacks": ("odfa",), "eps": (4,), "at": "native", "convention": "trapezoid"},
         {"attacks": ("odfa",), "eps": (4,), "mode": "paper", "transfer_to": ()},
         {"attacks": ("odfa",), "eps": (4,), "index": "exact:euclidean"},
+        {"attacks": ("odfa",), "eps": (4,), "index": "faiss:Flat", "transfer_to": ()},
     ],
     ids=lambda changes: "-".join(changes["attacks"]) + str(len(changes)),
 )
 def test_runs_of_all_kinds_pass(plan: Plan, tmp_path: Path, changes: dict[str, Any]) -> None:
+    if "faiss" in changes.get("index", ""):
+        pytest.importorskip("faiss", reason="FAISS is not installed; pip install 'uturn[faiss]'")
     run(dataclasses.replace(plan, **changes), tmp_path / "run", progress=False)
     verified = held(tmp_path / "run")
     assert not verified.findings
@@ -423,10 +426,24 @@ def a_stranger() -> Victim:
 
 
 @pytest.mark.parametrize(("noise", "passes"), [(1e-6, True), (3e-2, False)])
+@pytest.mark.parametrize("index", ["exact", "faiss:Flat"])
 def test_rounding_is_no_tampering(
-    out: Path, monkeypatch: pytest.MonkeyPatch, noise: float, passes: bool
+    request: pytest.FixtureRequest,
+    plan: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    index: str,
+    noise: float,
+    passes: bool,
 ) -> None:
     """Features as another machine finds them: places may move where scores almost tie."""
+    if index == "exact":
+        out = request.getfixturevalue("out")
+    else:
+        pytest.importorskip("faiss", reason="FAISS is not installed; pip install 'uturn[faiss]'")
+        out = tmp_path / "guessed"
+        changed = dataclasses.replace(plan, index=index, transfer_to=(), attacks=("odfa",))
+        run(changed, out, progress=False)
     draw = torch.Generator().manual_seed(0)
 
     def rounded(look: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -445,3 +462,18 @@ def test_rounding_is_no_tampering(
         assert any(
             "values differ and are within the tolerance" in each for each in verified.checked
         )
+
+
+def test_one_feature_rounded_is_no_tampering(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads may round a few pictures' features otherwise and all others alike."""
+    look, first = scorer.extract_decoded, [True]
+
+    def looked(*args: Any, **options: Any) -> Tensor:
+        features = look(*args, **options)
+        if first:
+            first.clear()
+            features[0, 0] *= 1 + 3e-6
+        return features
+
+    monkeypatch.setattr(scorer, "extract_decoded", looked)
+    assert not held(out).findings
