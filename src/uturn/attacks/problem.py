@@ -163,9 +163,10 @@ class Slope:
 
     @property
     def rise(self) -> Tensor:
-        """What one level along the sign of ``grad`` adds to the objective, to first order: ``(B,)``.
+        """What one level along the sign of ``grad`` adds to the objective, ``(B,)``.
 
-        ‖grad‖₁ / 255. Where it is below the rounding of the objective itself, the sign is noise.
+        To first order, ‖grad‖₁ / 255. Where it is below the rounding of the objective itself, the
+        sign is noise.
         """
         return self.grad.flatten(1).abs().sum(1) / LEVELS
 
