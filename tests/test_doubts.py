@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from tests.conftest import RAW, normal
 from tests.test_masking import Masked, elsewhere, quantised, shattered
-from uturn import load_data
+from uturn import load_data, load_victim
 from uturn.cli import main
 from uturn.data.pictures import Picture, encode
 from uturn.doctor.finding import Finding
@@ -108,11 +109,6 @@ class Mixing(Masked):
 
 def mixing() -> Victim:
     return of(Mixing())
-
-
-def kept() -> Victim:
-    """One whose features may be kept, by a hash of its weights."""
-    return of(Masked(), fingerprint="doubted")
 
 
 def constant() -> Victim:
@@ -251,7 +247,7 @@ def test_kept_features_of_another_network_are_flagged(
 ) -> None:
     """The cache asks one picture of each file anew; what else is wrong in it, the run notices."""
     monkeypatch.setenv("UTURN_CACHE", str(tmp_path / "cache"))
-    rows = swept(data, tmp_path / "run", kept, attacks=("odfa",), eps=(4,))
+    rows = swept(data, tmp_path / "run", plain, attacks=("odfa",), eps=(4,))
     assert "stale-cache" not in kinds(rows)
     files = list((tmp_path / "cache").rglob("*.npy"))
     assert files
@@ -259,7 +255,7 @@ def test_kept_features_of_another_network_are_flagged(
         features = np.load(file)
         features[1:] = np.roll(features[1:], 1, 0)
         np.save(file, features)
-    rows = swept(data, tmp_path / "again", kept, attacks=("odfa",), eps=(4,))
+    rows = swept(data, tmp_path / "again", plain, attacks=("odfa",), eps=(4,))
     assert kinds(rows[:1]) == {"stale-cache"}
     assert "UTURN_CACHE" in told(tmp_path / "again")["stale-cache"].remedy
 
@@ -444,17 +440,18 @@ def test_half_a_command_is_told(line: list[str], says: str, finished: Path) -> N
 
 
 def test_the_victim_is_held_against_the_record(finished: Path, data: str) -> None:
-    here = told(finished, victim=rounding(), split=load_data(data))
-    assert here["weights"].verdict == "ok"
+    own = load_victim("tests.test_doubts:rounding")
+    here = told(finished, victim=own, split=load_data(data))
+    assert here["weights"].verdict == "ok", here["weights"]
     assert "data fingerprint" in here["weights"].says
     assert here["scores"].verdict == "ok"
-    other = dataclasses.replace(plain(), fingerprint="another")
-    there = told(finished, victim=other)
+    there = told(finished, victim=load_victim("tests.test_doubts:plain"))
     assert there["weights"].verdict == "failed"
-    assert there["weights"].says.startswith("victim weights is 'another' here, and was ''")
+    assert there["weights"].says.startswith("victim weights is ")
+    assert there["weights"].measured == {"differing": "victim weights"}
     assert there["scores"].verdict == "failed"
-    reshaped = of(Masked(quantised), preprocessing=dataclasses.replace(RAW, order="BGR"))
-    assert told(finished, victim=reshaped)["weights"].verdict == "failed"
+    swapped = dataclasses.replace(own, preprocessing=dataclasses.replace(RAW, order="BGR"))
+    assert told(finished, victim=swapped)["weights"].measured == {"differing": "preprocessing"}
     assert told(finished, victim=dropping())["scores"].verdict == "failed"
 
 
@@ -464,7 +461,8 @@ def test_a_stopped_run_is_read_from_its_batches(
     def stop(self: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("uturn.sweep.run._Reduction.__call__", stop)
+    module = importlib.import_module("uturn.sweep.run")  # the package's own ``run`` is a function
+    monkeypatch.setattr(module._Reduction, "__call__", stop)
     options: dict[str, Any] = {"attacks": ("odfa",), "eps": (8,), "batch_size": 20}
     with pytest.raises(KeyboardInterrupt):
         swept(data, tmp_path / "run", saturated, **options)

@@ -96,7 +96,7 @@ def flags(rows: list[Row], eps: float, left_out: Mapping[str, Sequence[str]]) ->
     kept = sum(row.get("kept", False) for row in rows)
     if kept:
         found.append(f"monotone: {kept} queries were lost at a smaller ε and keep that picture")
-    unchanged = sum(row["eps"] > 0 and row["linf_levels"] == 0 for row in rows)
+    unchanged = sum(eps > 0 and row["linf_levels"] == 0 for row in rows)
     if unchanged:
         found.append(f"unchanged: the attack left {unchanged} queries as they were")
     return found
