@@ -445,7 +445,7 @@ def test_the_victim_is_held_against_the_record(finished: Path, data: str) -> Non
     assert here["weights"].verdict == "ok", here["weights"]
     assert "data fingerprint" in here["weights"].says
     assert here["scores"].verdict == "ok"
-    there = told(finished, victim=load_victim("tests.test_doubts:plain"))
+    there = told(finished, victim=load_victim("tests.test_doubts:squashed"))
     assert there["weights"].verdict == "failed"
     assert there["weights"].says.startswith("victim weights is ")
     assert there["weights"].measured == {"differing": "victim weights"}

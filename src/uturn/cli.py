@@ -931,7 +931,7 @@ def doctor(
             progress=not quiet,
         )
     if as_json:
-        told = {"schema": 1, "victim": victim, "data": data, "seed": seed}
+        told: dict[str, Any] = {"schema": 1, "victim": victim, "data": data, "seed": seed}
         told |= {"run": str(run)} if run else {}
         told |= {"eps": eps, "twin": twin} if masking else {}
         click.echo(json.dumps(told | {"findings": [finding.as_dict() for finding in found]}))

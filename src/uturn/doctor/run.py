@@ -166,12 +166,12 @@ def _flags(
         looked = [doubt for doubt in looked if doubt.attack != CLEAN]
     flagged = [_row(doubt) for doubt in looked if doubt.fires]
     names = [doubt.name for doubt in looked if doubt.fires]
-    for job, rows in blocks.items():
-        for flag in checks.flags(rows, job.eps, header["configuration"].get("left out", {})):
+    for job, block in blocks.items():
+        for flag in checks.flags(block, job.eps, header["configuration"].get("left out", {})):
             name, says = named(flag)
             names.append(name)
             flagged.append(_Row(job.name, job.eps, says, {}))
-    for name, flag in FLAGS.items():
+    for name, known in FLAGS.items():
         rows = [row for row, each in zip(flagged, names, strict=True) if each == name]
         quiet = [doubt for doubt in looked if doubt.name == name and not doubt.fires]
         if rows:
@@ -179,11 +179,11 @@ def _flags(
             says = f"{first.attack} at ε={first.eps:g}: {first.says}"
             yield Finding(
                 name=name,
-                verdict=flag.verdict,
+                verdict=known.verdict,
                 says=says if len(rows) == 1 else f"{len(rows)} times, such as {says}",
                 measured=first.measured,
-                cause=flag.cause,
-                remedy=flag.remedy,
+                cause=known.cause,
+                remedy=known.remedy,
             )
         elif quiet:
             says = f"{_nearest(quiet)} (nearest of {len(quiet)})"
