@@ -363,7 +363,10 @@ def whitened() -> Victim:
     return of(Masked(), whitening=head)
 
 
-HEALTHY = (plain, squashed, residual, striped, flipped, euclidean, whitened)
+HEALTHY = (
+    *(plain, squashed, residual, striped, flipped, whitened),
+    pytest.param(euclidean, marks=pytest.mark.slow),
+)
 EVERYTHING = ("noise", "fast", "basic", "odfa", "odfa:steps=15", "sma", "square:max_queries=8")
 
 
