@@ -18,6 +18,7 @@ from uturn.cli import main
 from uturn.data.pictures import encode
 from uturn.errors import RunFolderError
 from uturn.report import card, distributions, html
+from uturn.report.flags import FLAGS
 from uturn.report.folder import Run
 from uturn.report.text import verbatim
 from uturn.sweep import Plan, run
@@ -104,17 +105,19 @@ def test_flags_are_told_once_for_each_kind(folder: Path, tmp_path: Path) -> None
     assert "beyond, 1 of 7 rows, such as fast at ε=2: 1 queries" in flags
 
 
-def test_an_attack_that_does_less_with_more_is_flagged(folder: Path, tmp_path: Path) -> None:
-    def weaken(content: Any) -> None:
+def test_flags_come_with_what_to_do(folder: Path, tmp_path: Path) -> None:
+    def confess(content: Any) -> None:
         for row in content["rows"]:
-            row["flags"] = []
-            if row["attack"] == "odfa":
-                row["recall@1"] = {2: 0.3, 8: 0.6}[row["eps"]]
-                row["ci95"]["recall@1"] = [0.2, 0.5]
+            row["flags"] = ["noise: noise at ε=2 does more harm"] * (row["attack"] == "odfa")
 
-    flags = card.Card.of(changed(folder, tmp_path / "run", "results.json", weaken)).flags
-    assert [flag for flag in flags if flag.startswith("odfa leaves more at ε=8 than at ε=2")]
-    assert not [flag for flag in flags if flag.startswith("fast")]
+    run = changed(folder, tmp_path / "run", "results.json", confess)
+    made = card.Card.of(run)
+    assert made.remedies == (("noise", FLAGS["noise"].remedy),)
+    assert "| noise | do not report the white box's number" in made.markdown()
+    assert "do not report the white box" in made.html()
+    page = html.write(run.path).read_text(encoding="utf-8")
+    assert page.count('<a href="#flag-noise">noise</a>') == 2
+    assert page.count('<dt id="flag-noise">') == 1
 
 
 def test_no_flags_are_told_as_none(folder: Path, tmp_path: Path) -> None:

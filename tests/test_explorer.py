@@ -206,7 +206,8 @@ def test_the_way_of_an_attack_ends_where_the_attack_does(spec: str, keep: Any) -
     way = [*ways(problem(attack, victim)[0], attack)]
     assert len(way) == attack.steps + 1
     assert [len(climber.losses) for climber in way] == [*range(attack.steps + 1)]
-    delta, losses = attack.climb(problem(attack, victim)[0])
+    alone = attack.climb(problem(attack, victim)[0])
+    delta, losses = alone.delta, alone.losses
     assert torch.equal(way[-1].delta, delta)
     assert all(map(torch.equal, way[-1].losses, losses))
     start = problem(attack, victim)[0].start(attack.start, attack.threat)
@@ -215,7 +216,7 @@ def test_the_way_of_an_attack_ends_where_the_attack_does(spec: str, keep: Any) -
     if spec == "odfa" and keep == "last":
         for steps in (1, 4):
             shorter = replace(attack, steps=steps)
-            assert torch.equal(way[steps].delta, shorter.climb(problem(shorter, victim)[0])[0])
+            assert torch.equal(way[steps].delta, shorter.climb(problem(shorter, victim)[0]).delta)
 
 
 # -- frames --------------------------------------------------------------------------------------

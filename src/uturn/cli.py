@@ -854,7 +854,11 @@ def train(
 
 
 @main.command()
-@click.option("--victim", required=True, help=VICTIM_HELP)
+@click.argument("run", required=False, type=_Place())
+@click.option(
+    "--victim",
+    help=f"{VICTIM_HELP} With RUN: where the run's victim is here; without it only files are read.",
+)
 @click.option("--data", help=f"{DATA_HELP} Without it pictures are built and labels are missing.")
 @click.option(
     "--queries",
@@ -876,7 +880,8 @@ def train(
 @QUIET
 @_plainly
 def doctor(
-    victim: str,
+    run: Path | None,
+    victim: str | None,
     data: str | None,
     queries: int,
     masking: bool,
@@ -887,25 +892,35 @@ def doctor(
     device: str,
     quiet: bool,
 ) -> None:
-    """Examine a victim: wrong preprocessing, train mode, broken gradients and more.
+    """Examine a victim, the run folder RUN, or both.
 
-    Every check is told with what was measured, cause and remedy; exits with 1 if one failed.
+    Of a victim: wrong preprocessing, train mode, broken gradients and more. Of a run: its flags,
+    what was compared for them, and whether its record still holds. Everything is told with what was
+    measured, cause and remedy; exits with 1 if something failed.
     """
     from uturn.data.catalog import load_data
     from uturn.doctor.finding import text
     from uturn.doctor.masking import unmask
+    from uturn.doctor.run import look_into
     from uturn.doctor.victim import examine
     from uturn.victims.load import load_victim, pick_device
 
+    if run is None and victim is None:
+        raise click.UsageError("give --victim, a run folder, or both")
+    if victim is None and (data or masking):
+        raise click.UsageError("--data and --masking are for a victim; give --victim")
     if twin and not masking:
         raise click.UsageError("--twin is compared with by --masking only; add that, or leave it")
     if masking and not data:
         raise click.UsageError("--masking asks labelled queries; give --data")
     place = pick_device(device)
-    loaded, undefended = load_victim(victim, place), load_victim(twin, place) if twin else None
+    loaded = load_victim(victim, place) if victim else None
+    undefended = load_victim(twin, place) if twin else None
     split = load_data(data) if data else None
-    found = examine(loaded, split, queries=queries, seed=seed, progress=not quiet)
-    if masking and split is not None:
+    found = look_into(run, victim=loaded, split=split) if run else []
+    if loaded is not None:
+        found += examine(loaded, split, queries=queries, seed=seed, progress=not quiet)
+    if masking and split is not None and loaded is not None:
         found += unmask(
             loaded,
             split,
@@ -916,7 +931,8 @@ def doctor(
             progress=not quiet,
         )
     if as_json:
-        told = {"schema": 1, "victim": victim, "data": data, "seed": seed}
+        told: dict[str, Any] = {"schema": 1, "victim": victim, "data": data, "seed": seed}
+        told |= {"run": str(run)} if run else {}
         told |= {"eps": eps, "twin": twin} if masking else {}
         click.echo(json.dumps(told | {"findings": [finding.as_dict() for finding in found]}))
     else:

@@ -107,3 +107,8 @@ class Perturbation:
 
     prior_gradients: int = 0
     """Gradients of another network that were borrowed per picture, the most that one took."""
+
+    rise: Tensor | None = None
+    """What one level along the sign of the first gradient adds to the objective, to first order:
+    ``(B,)``. Zero, or below the objective's own rounding: the climb began blind. None: nothing was
+    climbed."""

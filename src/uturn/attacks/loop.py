@@ -6,8 +6,6 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal, final
 
-from torch import Tensor
-
 from uturn.attacks.objectives import Loss, Objective, looks
 from uturn.attacks.problem import Attacker, Batch, Found, Problem, Start
 from uturn.attacks.steps import Step, When, now
@@ -16,7 +14,7 @@ from uturn.attacks.threats import LInf, Threat
 from uturn.attacks.together import climb
 from uturn.attacks.views import Identity, View
 from uturn.errors import ArgumentError
-from uturn.types import LEVELS, Levels
+from uturn.types import LEVELS
 from uturn.victims.victim import Victim
 
 
@@ -86,7 +84,7 @@ class Attack:
 
     def find(self, batch: Batch) -> Found:
         """The change before it is rounded, and what it took."""
-        return Found(*self.climb(self.pose(batch)))
+        return self.climb(self.pose(batch))
 
     def pose(self, batch: Batch) -> Problem:
         """Bind the objective to the pictures: what there is to climb."""
@@ -114,7 +112,7 @@ class Attack:
         """Whose way back the gradient of step ``index`` takes."""
         return now(self.surrogate, When(index, self.steps))
 
-    def climb(self, problem: Problem) -> tuple[Levels, list[Tensor]]:
-        """The change before it is rounded, and the objective ``(B,)`` before each step."""
+    def climb(self, problem: Problem) -> Found:
+        """The same of a problem that is posed."""
         (arrived,) = itertools.chain.from_iterable(climb(problem, [self]))
-        return arrived.delta, [*arrived.losses]
+        return Found(arrived.delta, arrived.losses, rise=arrived.rise)

@@ -122,6 +122,9 @@ class Found:
     prior_gradients: int = 0
     """Gradients of another network that were borrowed per picture, at the most."""
 
+    rise: Tensor | None = None
+    """`Slope.rise` of the first gradient, ``(B,)``; None: nothing was climbed."""
+
 
 def knowledge(attack: Attacker) -> tuple[str, ...]:
     """The fields of the `Scene` that ``attack`` cannot do without."""
@@ -140,6 +143,7 @@ def perturbation(attack: Attacker, batch: Batch, found: Found, began: float) -> 
         seconds=time.perf_counter() - began,
         asked=nobody if found.asked is None else found.asked,
         prior_gradients=found.prior_gradients,
+        rise=found.rise,
     )
 
 
@@ -156,6 +160,15 @@ class Slope:
 
     first: Tensor
     """``grad`` of the first view alone."""
+
+    @property
+    def rise(self) -> Tensor:
+        """What one level along the sign of ``grad`` adds to the objective, ``(B,)``.
+
+        To first order, ‖grad‖₁ / 255. Where it is below the rounding of the objective itself, the
+        sign is noise.
+        """
+        return self.grad.flatten(1).abs().sum(1) / LEVELS
 
 
 @final

@@ -14,7 +14,6 @@ from uturn.attacks.objectives import Objective
 from uturn.attacks.problem import Attacker, Batch, Found, Problem, better
 from uturn.attacks.steps import Info
 from uturn.attacks.threats import Threat
-from uturn.types import Levels
 
 
 @final
@@ -55,9 +54,9 @@ class Search:
     __call__ = Attacker.__call__
 
     def find(self, batch: Batch) -> Found:
-        return Found(*self.climb(self.attack.pose(batch)))
+        return self.climb(self.attack.pose(batch))
 
-    def climb(self, problem: Problem) -> tuple[Levels, list[Tensor]]:
+    def climb(self, problem: Problem) -> Found:
         """The best change found, and the objective ``(B,)`` before each step."""
         attack, total = self.attack, self.attack.steps
         delta = before = problem.start(attack.start)
@@ -67,7 +66,7 @@ class Search:
         best, best_value = delta, torch.full_like(scale, -torch.inf)
         best_grad = torch.zeros_like(delta)
         last_value, last_scale, last_best = torch.full_like(scale, torch.inf), scale, best_value
-        ends, begun, losses = checkpoints(total), 0, []
+        ends, begun, losses, rise = checkpoints(total), 0, list[Tensor](), torch.zeros_like(scale)
         for index in range(total):
             slope = problem.slope(delta, attack.surrogate_at(index))
             grad, value = slope.grad, slope.value
@@ -78,7 +77,7 @@ class Search:
             best_grad = torch.where(improved, grad, best_grad)
             best, best_value = better(delta, value, best, best_value)
             if index == 0:
-                last_best = best_value
+                last_best, rise = best_value, slope.rise
             if index in ends:
                 few = rises < self.rho * (index - begun)
                 stuck = (scale == last_scale) & (best_value == last_best)
@@ -97,7 +96,7 @@ class Search:
             move = (1 - inertia) * (ahead - delta) + inertia * (delta - before)
             delta, before = problem.project(delta + move), delta
         best, _ = better(delta, problem.value(delta), best, best_value)
-        return best, losses
+        return Found(best, losses, rise=rise)
 
 
 def checkpoints(total: int) -> set[int]:

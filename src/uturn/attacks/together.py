@@ -83,7 +83,7 @@ def attack_together(
         shares = []
         for one in arrived:
             attack, began = attacks[one.member], time.perf_counter()
-            found = perturbation(attack, batch, Found(one.delta, one.losses), began)
+            found = perturbation(attack, batch, Found(one.delta, one.losses, rise=one.rise), began)
             found = replace(found, seconds=found.seconds + one.seconds + bound)
             shares.append(Share(one.member, found, one.gradients))
         yield shares
@@ -104,6 +104,8 @@ class Climber:
     """If the best is kept: the change of the largest objective so far, and that, ``(B,)``."""
     losses: tuple[Tensor, ...] = ()
     """The objective ``(B,)`` before each step."""
+    rise: Tensor | None = None
+    """`Slope.rise` of the first gradient, ``(B,)``."""
     gradients: float = 0.0
     seconds: float = 0.0
 
@@ -179,6 +181,7 @@ def _ascend(rope: _Rope) -> tuple[list[Climber], list[_Rope]]:
     waiting = [_Rope(problem.fork(), index, climbers) for climbers in others]
     began = time.perf_counter()
     slope = problem.slope(delta, here[0].attack.surrogate_at(index), exact=index < EXACT)
+    rise = None if index else slope.rise
     moved = [
         replace(
             climber,
@@ -186,6 +189,7 @@ def _ascend(rope: _Rope) -> tuple[list[Climber], list[_Rope]]:
             state=state,
             best=climber.best and better(delta, slope.value, *climber.best),
             losses=(*climber.losses, slope.value),
+            rise=climber.rise if index else rise,
             gradients=climber.gradients + climber.attack.looks / len(here),
         )
         for climber, place, state in _moved(problem, index, slope, here)

@@ -28,7 +28,6 @@ from uturn.attacks.views import Identity
 from uturn.data.split import Split
 from uturn.doctor.finding import Finding, Number
 from uturn.doctor.patient import features
-from uturn.doctor.victim import SAME, apart
 from uturn.errors import ArgumentError, BudgetError
 from uturn.progress import bar
 from uturn.retrieval import metrics
@@ -38,6 +37,7 @@ from uturn.retrieval.judge import Labels
 from uturn.retrieval.system import RetrievalSystem, require_matches
 from uturn.types import LEVELS
 from uturn.victims.preprocessing import by_shape
+from uturn.victims.same import SAME, apart
 from uturn.victims.victim import Victim, to_picture, to_pixels
 
 Column = npt.NDArray[np.float64]

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from uturn.doctor.alternatives import REMEDY
 from uturn.doctor.finding import Finding
-from uturn.doctor.patient import SHAPES, Patient, built, spread
+from uturn.doctor.patient import SHAPES, Patient, built
 from uturn.types import LEVELS
 from uturn.victims.preprocessing import ROUNDING
+from uturn.victims.same import spread
 from uturn.victims.victim import Victim, to_pixels
 
 

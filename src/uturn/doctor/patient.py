@@ -59,16 +59,6 @@ def features(victim: Victim, pixels: Tensor) -> Tensor:
     return victim.features(pixels).cpu()
 
 
-def spread(found: Tensor) -> float:
-    """The median distance between different rows of features ``(B, D)``.
-
-    At least a thousandth of their length: below that it is rounding that is measured.
-    """
-    found = found.double()
-    distances, length = torch.pdist(found), float(found.norm(dim=1).median())
-    return max([1e-3 * length, 1e-30, *([float(distances.median())] if len(distances) else [])])
-
-
 def sampled(split: Split, count: int, seed: int) -> list[Picture]:
     """At most ``count`` queries of a split, drawn by ``seed``."""
     count = min(count, len(split.query))

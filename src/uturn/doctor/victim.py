@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from uturn.data.split import Split
 from uturn.doctor.finding import Finding, Number
 from uturn.doctor.own_transform import own_transform
-from uturn.doctor.patient import QUERIES, Patient, extremes, features, spread
+from uturn.doctor.patient import QUERIES, Patient, extremes, features
 from uturn.doctor.recall import recall
 from uturn.doctor.running_statistics import running_statistics
 from uturn.errors import UturnError
 from uturn.progress import bar
 from uturn.rng import generator
 from uturn.types import LEVELS
+from uturn.victims.same import SAME, TIE, apart, widest
 from uturn.victims.victim import Victim
 
 
@@ -62,16 +63,6 @@ def randomness(patient: Patient) -> Finding:
         remedy="switch it off, or seed it by the picture; an attack on a random defence needs the "
         "mean over draws (Athalye et al., ICML 2018), and one gradient of it proves nothing",
     )
-
-
-SAME = 1e-3
-"""Of the way to another picture: what rounding in another order or batch may move a feature by."""
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    """How far features ``(B, D)`` moved, in median distances between pictures; NaN is a value."""
-    a, b = a.double().nan_to_num(), b.double().nan_to_num()
-    return float((a - b).norm(dim=1).max()) / spread(a)
 
 
 def batch(patient: Patient) -> Finding:
@@ -270,10 +261,7 @@ def collapse(patient: Patient) -> Finding:
     gaps = torch.pdist(unit).square() / 2  # 1 − cosine, without cancellation
     mean, most = 1 - float(gaps.mean()), float(gaps.max())
     measured = {"pictures": len(found), "mean cosine": mean, "least cosine": 1 - most}
-    if victim.similarity == "euclidean":  # lengths tell pictures apart too
-        length = max(float(found.norm(dim=1).max()), 1e-30)
-        most = (float(torch.pdist(found).max()) / length) ** 2 / 2
-    if most <= TIE:
+    if widest(found, victim.similarity) <= TIE:
         return Finding(
             name=name,
             verdict="failed",
@@ -296,9 +284,6 @@ def collapse(patient: Patient) -> Finding:
     says = f"different pictures have a mean cosine of {mean:+.3f}"
     return Finding(name=name, verdict="ok", says=says, measured=measured)
 
-
-TIE = 1e-6
-"""1 − cosine below which float32 similarities tie."""
 
 COLLAPSED = 0.99
 """Mean cosine of different pictures above which hardly anything is left to tell them apart."""

@@ -168,7 +168,7 @@ def frames(
         for step, climber in enumerate(stations, 1):
             if step < steps:
                 yield frame(step, steps, _seen(attack, batch, climber.delta), climber.losses)
-        found = Found(climber.delta, climber.losses)
+        found = Found(climber.delta, climber.losses, rise=climber.rise)
     else:
         found = attack.find(batch)
     end = perturbation(attack, batch, found, began)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -17,6 +16,7 @@ from markupsafe import Markup
 
 from uturn.report import distributions, figures, page
 from uturn.report.figures import Point, Series
+from uturn.report.flags import named, remedies
 from uturn.report.folder import Row, Run, fitting
 from uturn.report.text import answered, interval, markdown, plain, precision, shown, value, verbatim
 
@@ -62,6 +62,8 @@ class Card:
     """Of the cells of `lines`."""
     lines: tuple[Line, ...]
     flags: tuple[str, ...]
+    remedies: Facts
+    """What to do about those that have a name (`uturn.report.flags`)."""
     curve: Markup
     made: str
 
@@ -89,6 +91,7 @@ class Card:
             metrics=_metrics(clean),
             lines=tuple(_line(row) for row in (clean, *worst)),
             flags=tuple(_flags(run)),
+            remedies=tuple((name, flag.remedy) for name, flag in remedies(run.own)),
             curve=Markup(_curve(clean, worst)),
             made=f"{versions}, on {run.configuration['device']}; finished {run.header['finished']}",
         )
@@ -122,6 +125,9 @@ class Card:
             for line in self.lines
         ]
         flags = [f"- {plain(flag)}" for flag in self.flags] or ["None."]
+        if self.remedies:
+            told = [[name, plain(remedy)] for name, remedy in self.remedies]
+            flags += ["", markdown(["flag", "what to do"], told)]
         parts += [
             "## Worst case",
             markdown(self.head, lines),
@@ -204,12 +210,11 @@ def _lossy(run: Run) -> str:
 
 
 def _flags(run: Run) -> Iterator[str]:
-    """What rows confess, by kind, and what only rows together show."""
-    clean, *attacked = run.own
+    """What rows confess, by kind, and what the run does."""
     kinds: dict[str, list[str]] = {}
     for row in run.own:
         for flag in row["flags"]:
-            kind, _, says = flag.partition(": ")
+            kind, says = named(flag)
             kinds.setdefault(kind, []).append(f"{row['attack']} at ε={row['eps']:g}: {says}")
     for kind, found in kinds.items():
         yield f"{kind}, {len(found)} of {len(run.own)} rows, such as {found[0]}"
@@ -217,16 +222,7 @@ def _flags(run: Run) -> Iterator[str]:
         yield "paper mode: what was scored was a JPEG before, and can be further than ε"
     if run.header.get("nonnegative features"):
         yield "features are never negative: no two can be further than 90° apart"
-    for name in dict.fromkeys(row["attack"] for row in attacked):
-        own = sorted((row for row in attacked if row["attack"] == name), key=lambda r: r["eps"])
-        for less, more in pairwise(own):
-            ends = interval(less, "recall@1")
-            if ends and (more["recall@1"] or 0) > ends[1]:
-                yield (
-                    f"{name} leaves more at ε={more['eps']:g} than at ε={less['eps']:g}, whose "
-                    "changes it may use too: it fails, or gradients are masked; ask `uturn doctor`"
-                )
-    if clean["recall@1"] is None:
+    if run.own[0]["recall@1"] is None:
         yield "no query has a relevant item: nothing was measured"
 
 

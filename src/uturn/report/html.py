@@ -20,6 +20,7 @@ from uturn.errors import RunFolderError
 from uturn.report import card, distributions, figures, page
 from uturn.report.distributions import Figure, Jobs
 from uturn.report.figures import Point, Series
+from uturn.report.flags import PAGE, remedies
 from uturn.report.folder import Row, Run, fitting, read_json
 from uturn.report.text import answered, by_victim, extras, flat, interval, precision, shown, value
 
@@ -71,6 +72,8 @@ def _render(run: Run) -> str:
         viewer=viewer,
         viewer_json=page.data(viewer),
         configuration=flat(run.configuration),
+        explained=dict(remedies(run.rows)),
+        flag_page=PAGE,
         facts=flat({k: v for k, v in run.header.items() if k != "configuration"}),
     )
 

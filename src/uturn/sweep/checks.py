@@ -12,7 +12,7 @@ from uturn.data.pictures import Picture
 from uturn.errors import BudgetError
 from uturn.sweep.plan import Job
 from uturn.sweep.store import Row
-from uturn.types import LEVELS
+from uturn.types import LEVELS, Perturbation
 
 
 def measure(
@@ -47,6 +47,34 @@ def _allowed(job: Job, change: npt.NDArray[np.int16]) -> bool:
     return bool(threat.allows(threat.size(delta)))
 
 
+CLIMBED = ("loss_start", "loss_late", "loss_end", "rise")
+"""Columns of `climbed`."""
+
+
+def climbed(found: Perturbation) -> list[Row]:
+    """Per picture the objective before the first step, late, and before the last; nothing if none.
+
+    ``late`` steps before the last (see there), and to first order what one level along the sign of
+    the first gradient adds (`Perturbation.rise`).
+    """
+    if found.rise is None:
+        return []
+    steps = len(found.losses)
+    places = (0, steps - 1 - late(steps), steps - 1)
+    columns = [*(found.losses[place] for place in places), found.rise]
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(CLIMBED, each, strict=True)) for each in values]
+
+
+def late(steps: int) -> int:
+    """How many of the ways between ``steps`` looks at the objective are the late ones: a quarter.
+
+    >>> [late(steps) for steps in (1, 2, 5, 10, 100)]
+    [0, 1, 1, 2, 24]
+    """
+    return max(1, (steps - 1) // 4) if steps > 1 else 0
+
+
 def flags(rows: list[Row], eps: float, left_out: Mapping[str, Sequence[str]]) -> list[str]:
     """What a reader of one result row must know; ``rows`` are its queries.
 
@@ -68,7 +96,7 @@ def flags(rows: list[Row], eps: float, left_out: Mapping[str, Sequence[str]]) ->
     kept = sum(row.get("kept", False) for row in rows)
     if kept:
         found.append(f"monotone: {kept} queries were lost at a smaller ε and keep that picture")
-    unchanged = sum(row["eps"] > 0 and row["linf_levels"] == 0 for row in rows)
+    unchanged = sum(eps > 0 and row["linf_levels"] == 0 for row in rows)
     if unchanged:
         found.append(f"unchanged: the attack left {unchanged} queries as they were")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy.typing as npt
 
 from uturn.errors import ArgumentError, RunFolderError
 from uturn.report.compare import Comparison, Difference, Line, Pair
+from uturn.report.flags import PAGE, graver
 from uturn.report.folder import CLEAN, Columns, Run, fitting
 from uturn.report.matrix import Matrix
 from uturn.report.text import flat, precision
 from uturn.retrieval.intervals import paired_bootstrap
 from uturn.retrieval.metrics import RECALLS
+from uturn.sweep.doubts import MUCH
 
 SEED = 0
 """Of the bootstrap, so that the same runs always compare alike."""
@@ -60,7 +63,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
         metrics=metrics,
         settings=_settings([run.run for run in runs]),
         pairs=tuple(pairs),
-        notes=tuple(notes),
+        notes=(*notes, *_confessed(runs), *_transferred(runs, positions, identities)),
         called=called,
         matrices=tuple(_matrices(runs, called)),
     )
@@ -235,6 +238,45 @@ def _matrices(runs: Sequence[_Scores], called: Mapping[str, str]) -> Iterator[Ma
 
 def _told(jobs: Mapping[Scored, Any]) -> str:
     return ", ".join(f"{attack} ε={eps:g}" for scorer, attack, eps in jobs if eps and not scorer)
+
+
+def _confessed(runs: Sequence[_Scores]) -> Iterator[str]:
+    """What the runs say of themselves that a comparison must not hide."""
+    for run in runs:
+        for name, says in graver(run.run.rows):
+            yield f"{run.run.path}, {name}: {says} ({PAGE}#flag-{name})"
+
+
+def _transferred(
+    runs: Sequence[_Scores], positions: Sequence[Sequence[int]], identities: npt.NDArray[np.int64]
+) -> Iterator[str]:
+    """Where pictures crafted on another victim do more harm than those crafted on itself."""
+
+    def hits(run: _Scores, which: Sequence[int], job: Scored) -> npt.NDArray[np.float64]:
+        return run.values(("recall@1",), which)[job]["recall@1"]
+
+    for (white, here), (other, there) in itertools.permutations(
+        zip(runs, positions, strict=True), 2
+    ):
+        for scorer, attack, eps in other.jobs:
+            if scorer != white.run.victim or (None, attack, eps) not in white.jobs:
+                continue
+            spelled = white.run.configuration.get("jobs", {}).get(f"{attack} eps={eps:g}", "")
+            if not spelled.startswith(_TURNS):
+                continue
+            own = hits(white, here, (None, attack, eps))
+            moved = hits(other, there, (scorer, attack, eps))
+            found = _difference(own, moved, identities)
+            if found and found.sure and found.change <= -MUCH:
+                yield (
+                    f"{white.run.path}, transfer: {attack} at ε={eps:g} crafted in "
+                    f"{other.run.path} on another victim does more harm: R@1 {found.other:.3f}, "
+                    f"with full access {found.first:.3f} ({PAGE}#flag-transfer)"
+                )
+
+
+_TURNS = ("Attack(objective=OppositeDirection(", "Attack(objective=AwayFrom")
+"""How attacks are spelled that surely do more harm to the victim whose gradient they climb."""
 
 
 def _settings(runs: Sequence[Run]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -167,6 +167,8 @@ class _Draft:
     """By position, how many pictures the system was asked."""
     prior_gradients: int = 0
     """Borrowed from another network for a picture, at the most."""
+    climbed: dict[int, Row] = field(default_factory=dict)
+    """By position, how the objective rose (`checks.climbed`), where one was climbed."""
 
 
 @final
@@ -288,6 +290,7 @@ class _Crafter:
                 draft.seconds += share.found.seconds
                 draft.gradients += share.gradients * len(which)
                 draft.asked |= dict(zip(which, share.found.asked.tolist(), strict=True))
+                draft.climbed |= dict(zip(which, checks.climbed(share.found), strict=False))
                 draft.prior_gradients = max(draft.prior_gradients, share.found.prior_gradients)
                 if len(draft.make) == len(batch.names):
                     self._send(job, batch, draft, group.goal, group.amend)
@@ -390,8 +393,9 @@ class _Crafter:
         for score in scores:
             for position, row in enumerate(score["rows"]):
                 row["asked"] = draft.asked.get(position, 0)
-        for file, row in zip(files, scores[0]["rows"], strict=True):
+        for position, (file, row) in enumerate(zip(files, scores[0]["rows"], strict=True)):
             row["sha256"] = file.digest  # once is enough: who else scores sees the same file
+            row |= draft.climbed.get(position, {})
         keys = ("seconds", "gradients", "prior_gradients")
         cost = {key: getattr(draft, key) for key in keys}
         self.folder.add_part(job, batch.number, {**cost, "scores": scores})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,12 @@ from uturn.retrieval.rerank import build_stages
 from uturn.retrieval.system import require_apart, require_matches
 from uturn.sweep import checks
 from uturn.sweep.agenda import batches
+from uturn.sweep.doubts import doubts
 from uturn.sweep.engines.engine import Engine
 from uturn.sweep.engines.in_process import InProcess
 from uturn.sweep.insider import has_goal
 from uturn.sweep.loaded import Loaded
+from uturn.sweep.looks import Looks
 from uturn.sweep.plan import Job, Plan
 from uturn.sweep.scorer import Scorer, Terms
 from uturn.sweep.store import Row, RunFolder
@@ -133,8 +135,10 @@ class _Reduction:
         queries, results, ranklists = list[Row](), list[Row](), list[Row]()
         table = Table(plan, self.loaded.left_out)
         spent, count = 0.0, len(batches(plan, split))
+        seen = dict[str, Looks]()
         for number, scorer in enumerate(self.scorers):
-            before = len(queries)
+            seen[scorer.name] = Looks.of(scorer.victim, split, scorer.features, plan.seed)
+            blocks, costs = dict[Job, list[Row]](), dict[Job, Cost]()
             for job in plan.jobs():
                 parts = [self.folder.part(job, n) for n in range(count)]
                 scores = [part["scores"][number] for part in parts]
@@ -144,13 +148,13 @@ class _Reduction:
                 borrowed = max(part["prior_gradients"] for part in parts)
                 spent += sum(part["gradients"] for part in parts if number == 0)
                 queries += rows
-                clean = queries[before : before + len(rows)]
-                results.append(table.row(scorer.terms, job, rows, clean, seconds, borrowed))
+                blocks[job], costs[job] = rows, Cost(seconds, borrowed)
                 ranklists += [
                     {**key, "folder": job.folder, **answer}
                     for score in scores
                     for answer in score["answers"]
                 ]
+            results += table.rows(scorer.terms, blocks, costs, seen[scorer.name])
         alone = sum(job.gradients for job in plan.jobs() if not job.members)
         alone *= len(split.query)
         self._thumbnails({item["name"] for r in ranklists for item in r["items"]})
@@ -159,6 +163,7 @@ class _Reduction:
             **self.scorers[0].facts(),
             "targets": {scorer.name: scorer.facts() for scorer in self.scorers[1:]},
             "gradients": {"spent": round(spent), "saved": round(alone - spent)},
+            "looks": {name: looks.as_dict() for name, looks in seen.items()},
         }
         self.folder.finish(queries, results, ranklists, facts)
         return results
@@ -171,6 +176,14 @@ class _Reduction:
             self.folder.write_thumbnail(name, shown)
 
 
+class Cost(NamedTuple):
+    """What a row was clocked at and borrowed: it is told in the table only."""
+
+    seconds: float
+    borrowed: int
+    """Gradients of another network per picture, at the most."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -180,16 +193,36 @@ class Table:
     left_out: Mapping[str, Sequence[str]]
     """Pictures that could not be read (`Loaded.left_out`)."""
 
-    def row(
+    def rows(
+        self,
+        by: Terms,
+        blocks: Mapping[Job, list[Row]],
+        costs: Mapping[Job, Cost],
+        looks: Looks | None,
+    ) -> list[Row]:
+        """What ``by`` made of every job, from its rows per query; the clean queries come first.
+
+        Without ``looks``, which runs from before there were doubts lack, none is told.
+        """
+        clean, *_ = blocks.values()
+        own, flags = by.name == self.plan.victim, dict[tuple[str, float], list[str]]()
+        for doubt in doubts(self.plan.seed, blocks, looks, own=own) if looks else ():
+            if doubt.fires:
+                flags.setdefault((doubt.attack, doubt.eps), []).append(doubt.flag)
+        return [
+            self._row(by, job, rows, clean, costs[job], flags.get((job.name, job.eps), []))
+            for job, rows in blocks.items()
+        ]
+
+    def _row(
         self,
         by: Terms,
         job: Job,
         rows: list[Row],
         clean: list[Row],
-        seconds: float,
-        borrowed: int,
+        cost: Cost,
+        doubted: Sequence[str],
     ) -> Row:
-        """What ``by`` made of a job, from its query rows and those of the clean queries."""
 
         def column(key: str, of: list[Row] = rows) -> Column:
             return np.array([row[key] for row in of], dtype=np.float64)  # None → NaN
@@ -255,9 +288,9 @@ class Table:
             },
             "gradients": job.gradients,
             "asked": float(column("asked").mean()),
-            "prior_gradients": borrowed,
-            "seconds": round(seconds, 3),
-            "flags": checks.flags(rows, job.eps, self.left_out),
+            "prior_gradients": cost.borrowed,
+            "seconds": round(cost.seconds, 3),
+            "flags": [*doubted, *checks.flags(rows, job.eps, self.left_out)],
         }
 
     def _goal(self, rows: list[Row]) -> Row | None:

@@ -45,7 +45,7 @@ def hashed(folder: Path, header: Mapping[str, Any], notes: Notes) -> None:
         if name not in listed:
             notes.find("run.json", f"does not list {name}")
     for name, expected in listed.items():
-        if not _inside(name):
+        if not inside(name):
             notes.find("run.json", f"lists a file outside the run: {name}")
             continue
         try:
@@ -56,7 +56,8 @@ def hashed(folder: Path, header: Mapping[str, Any], notes: Notes) -> None:
     notes.checked.append(f"{len(listed)} files: their hashes")
 
 
-def _inside(name: str) -> bool:
+def inside(name: str) -> bool:
+    """Whether a name from a run's files stays within its folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
 
@@ -109,7 +110,7 @@ def _wrong(folder: Path, job: Job, lossy: bool, row: Row) -> list[str]:
     """What is wrong with the picture of a row."""
     query, found = row["query"], list[str]()
     path, original = (folder / picture(of, query) for of in (job, Job(CLEAN, 0)))
-    if not _inside(query):
+    if not inside(query):
         return ["lies outside the run"]
     try:
         if digest(path) != row.get("sha256"):

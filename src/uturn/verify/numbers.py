@@ -17,9 +17,11 @@ from uturn.errors import RunFolderError
 from uturn.report.folder import read_json
 from uturn.retrieval import metrics
 from uturn.retrieval.index import read_index
+from uturn.sweep import checks
 from uturn.sweep.craft import extremes
+from uturn.sweep.looks import Looks
 from uturn.sweep.plan import CLEAN, Job, Plan
-from uturn.sweep.run import Table
+from uturn.sweep.run import Cost, Table
 from uturn.sweep.scorer import Terms
 from uturn.sweep.store import Row
 from uturn.verify.notes import Notes
@@ -27,7 +29,10 @@ from uturn.verify.notes import Notes
 Block = tuple[str, str, float]
 """Who scored, an attack and its ε."""
 
-_MAYBE = ("goal_rank", "goal_rank_clean", "goal_items", "goal_first", "kept", "label_rank", "asked")
+_MAYBE = (
+    *("goal_rank", "goal_rank_clean", "goal_items", "goal_first", "kept", "label_rank", "asked"),
+    *checks.CLIMBED,
+)
 """Columns that only some jobs have; the table has them empty for the others."""
 
 
@@ -165,17 +170,22 @@ def table(
         return
     depth = read_index(str(plan.index), "cosine").depth
     made = Table(plan, header["configuration"].get("left out", {}))
-    jobs = {(job.name, job.eps): job for job in plan.jobs()}
-    for row, (key, queries) in zip(rows, blocks.items(), strict=True):
-        victim, attack, eps = key
-        # What was clocked, borrowed and built is told in the table only.
-        told = (row.get("index"), row.get("seconds"), row.get("prior_gradients"))
-        index, seconds, borrowed = told
-        classes = "label_rank" in queries[0]
-        terms = Terms(victim, str(index), depth, classes, str(plan.convention))
-        clean = blocks[victim, CLEAN, 0]
-        expected = made.row(terms, jobs[attack, eps], queries, clean, seconds, borrowed)
-        compare(f"results.json, {_called(key)}", row, json.loads(json.dumps(expected)), notes)
+    jobs, looks = list(plan.jobs()), header.get("looks") or {}
+    for number, victim in enumerate(plan.victims):
+        there = rows[number * len(jobs) : (number + 1) * len(jobs)]
+        own = {job: blocks[victim, job.name, job.eps] for job in jobs}
+        # What was clocked, borrowed, built and asked again is told, and follows from nothing.
+        index, classes = str(there[0].get("index")), "label_rank" in own[jobs[0]][0]
+        terms = Terms(victim, index, depth, classes, str(plan.convention))
+        costs = {
+            job: Cost(row["seconds"], row["prior_gradients"])
+            for job, row in zip(jobs, there, strict=True)
+        }
+        seen = Looks.read(looks[victim]) if victim in looks else None
+        expected = json.loads(json.dumps(made.rows(terms, own, costs, seen)))
+        for job, row, follows in zip(jobs, there, expected, strict=True):
+            key = _called((victim, job.name, job.eps))
+            compare(f"results.json, {key}", row, follows, notes)
     notes.checked.append("results.json: every number follows from queries.parquet")
 
 
