@@ -28,7 +28,7 @@ from uturn.data.pictures import Picture, encode
 from uturn.errors import RunFolderError
 from uturn.parallel import threaded
 from uturn.progress import say
-from uturn.storage import commit, remove, sweep_aside
+from uturn.storage import commit, json_of, remove, sweep_aside
 from uturn.sweep.lock import NAME, locked
 from uturn.sweep.plan import Job
 
@@ -343,7 +343,7 @@ def _short(value: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json_of(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
