@@ -44,7 +44,7 @@ _OWN = tuple(
         *(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")),
         str(Path(uturn.__file__).parent),
         str(Path(__file__).parent),
-        *sys.path[1:],
+        *sys.path,
         *("/usr/lib", "/usr/share", "/proc/self", "/sys", "/dev/null", "/dev/urandom"),
     }
     if path and os.path.realpath(path) != "/"

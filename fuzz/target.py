@@ -13,6 +13,7 @@ from fuzz.mutate import edited
 CORPUS = Path(__file__).parent / "corpus"
 """Kept inputs: a folder for each target."""
 
+Parser = Callable[[bytes, Path], None]
 Mutator = Callable[[bytes, random.Random], bytes]
 
 
@@ -22,7 +23,7 @@ class Target:
     """One parser under test."""
 
     name: str
-    parse: Callable[[bytes, Path], None]
+    parse: Parser
     """Hands the bytes to the parser. The folder is empty, and the only place that may be written
     to or read from. What comes out is held against what the parser promises, by assertions."""
     refusals: tuple[type[Exception], ...]

@@ -21,7 +21,7 @@ class _Line:
         """It does not matter what is asked."""
 
     def makefile(self, mode: str, buffering: int | None = None) -> io.BufferedReader:
-        return io.BufferedReader(io.BytesIO(self.answer))  # type: ignore[arg-type]
+        return io.BufferedReader(io.BytesIO(self.answer))
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -34,7 +34,7 @@ def answered_by(answer: bytes) -> Iterator[list[str]]:
 
     def connect(connection: http.client.HTTPConnection) -> None:
         called.append(connection.host)
-        connection.sock = _Line(answer)  # type: ignore[assignment]
+        connection.sock = _Line(answer)
 
     with (
         mock.patch.object(http.client.HTTPConnection, "connect", connect),

@@ -75,7 +75,7 @@ FOUND: list[tuple[str, bytes]] = [
         for notes in (
             DEEP,
             b'{"url": "http://data.invalid/set.bin", "marks": "none", "total": 5}',
-            b'{"url": "http://data.invalid/set.bin", "marks": {"ETag": "\u2603"}, "total": 5}',
+            b'{"url": "http://data.invalid/set.bin", "marks": {"ETag": "\\u2603"}, "total": 5}',
             b'{"url": "http://data.invalid/set.bin", "marks": {"ETag": "a\\r\\nb: c"}, "total": 5}',
         )
     ),

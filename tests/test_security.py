@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fuzz.wire import answered_by
@@ -17,7 +21,7 @@ from safetensors.torch import save_file
 
 from tests.conftest import Tiny
 from uturn import load_victim
-from uturn.errors import CheckpointError, OracleError, SpecError, UturnError
+from uturn.errors import CheckpointError, OracleError, SpecError
 from uturn.explorer.doorway import MOST, Doorway
 from uturn.explorer.serve import furnish
 from uturn.guard.evaluate import try_guard
@@ -45,7 +49,17 @@ def hostile(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  #
     def changed(**entries: object) -> Path:
         for name in ("results.json", "queries.parquet", "ranklists.json"):
             (tmp_path / "run").mkdir(exist_ok=True)
-            (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
+            content = (finished / name).read_bytes()
+            if "victim" in entries and name.endswith(".json"):
+                own = json.dumps(entries["victim"]).encode()
+                content = content.replace(b'"glyph_net"', own)
+            elif "victim" in entries:
+                table = pq.read_table(finished / name)
+                place = table.column_names.index("victim")
+                named = pa.array([str(entries["victim"])] * len(table))
+                pq.write_table(table.set_column(place, "victim", named), tmp_path / "named")
+                content = (tmp_path / "named").read_bytes()
+            (tmp_path / "run" / name).write_bytes(content)
         header = json.loads((finished / "run.json").read_bytes())
         header["configuration"] |= entries
         (tmp_path / "run" / "run.json").write_text(json.dumps(header))
@@ -155,7 +169,7 @@ def test_an_endpoint_leads_nobody_elsewhere() -> None:
 
 
 OFFLINE = """
-import sys
+import json, sys
 NEVER = ("socket.connect", "socket.getaddrinfo", "socket.gethostby", "socket.sendto", "urllib.")
 def hook(event, arguments):
     if event.startswith(NEVER):
@@ -163,18 +177,31 @@ def hook(event, arguments):
         raise RuntimeError(f"asks the network: {event} {arguments}")
 sys.addaudithook(hook)
 from uturn.cli import main
-for words in (
-    "sweep --victim glyph_net --data glyphs --attack fast --eps 8 --queries 2 --out run --quiet",
-    "report run", "verify run --quiet", "eval --victim glyph_net --data glyphs --quiet",
-    "doctor --victim glyph_net --quiet", "list victims",
-):
+for words in json.loads(sys.argv[1]):
     main(words.split(), standalone_mode=False)
 """
+SWEEP = "sweep --victim glyph_net --data glyphs --attack fast --eps 8 --queries 2 --out run --quiet"
 
 
-def test_nothing_asks_the_network_unless_it_is_told_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "commands",
+    [
+        (SWEEP, "report run", "verify run --files-only --quiet", "list victims"),
+        pytest.param(
+            (
+                *(SWEEP, "verify run --quiet", "report run", "doctor --victim glyph_net --quiet"),
+                "eval --victim glyph_net --data glyphs --quiet",
+            ),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["run", "victim"],
+)
+def test_nothing_asks_the_network_unless_it_is_told_to(
+    tmp_path: Path, commands: tuple[str, ...]
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OFFLINE],
+        [sys.executable, "-W", "ignore", "-c", OFFLINE, json.dumps(commands)],
         cwd=tmp_path,
         env=os.environ | {"UTURN_CACHE": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -262,21 +289,27 @@ def test_requests_that_are_too_large_are_cut_off() -> None:
     assert answer(door, "POST", "/", own, [chunk] * ((MOST >> 20) + 1)) == 299
 
 
-def test_the_explorer_has_the_door_and_serves_no_files_of_the_machine(finished: Path) -> None:
-    pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'uturn[web]'")
-    from uturn.explorer.serve import CONNECTIONS, open_at
+def asked(url: str, method: str, path: str, **headers: str) -> int:
+    """The status that a server answers with."""
+    line = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    try:
+        line.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+        return line.getresponse().status
+    finally:
+        line.close()
 
-    with open_at("127.0.0.1", 0, runs=[finished], victim="glyph_net", data="glyphs") as served:
-        config = served.server.config
-        app, own = config.app, {"Host": "127.0.0.1"}
-        assert config.limit_concurrency == CONNECTIONS
-        assert answer(app, "GET", "/config", own) == 200
-        assert answer(app, "GET", "/config", {"Host": "evil.example"}) == 403
-        evil = own | {"Origin": "http://evil.example", "Content-Type": "application/json"}
-        assert answer(app, "POST", "/gradio_api/queue/join", evil, [b"{}"]) == 403
+
+def test_the_explorer_has_the_door_and_serves_no_files_of_the_machine(
+    finished: Path, tmp_path: Path
+) -> None:
+    from tests.test_serve import serving  # which is skipped without Gradio
+
+    words = (str(finished), "--victim", "glyph_net", "--data", "glyphs", "--device", "cpu")
+    with serving(tmp_path, *words) as url:
+        assert asked(url, "GET", "/config") == 200
+        assert asked(url, "GET", "/config", Host="evil.example") == 403
+        assert asked(url, "POST", "/gradio_api/queue/join", Origin="http://evil.example") == 403
+        assert asked(url, "POST", "/gradio_api/upload", Content_Length=str(1 << 30)) == 413
         for path in ("/etc/passwd", str(finished / "run.json"), "../../../etc/passwd", "run.json"):
             for route in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/static/"):
-                assert answer(app, "GET", f"{route}{path}", own) in (403, 404, 422)
-        blocks = served.desk
-        with pytest.raises(UturnError):
-            blocks.book("/etc")
+                assert asked(url, "GET", f"{route}{path}") in (403, 404, 405, 422)

@@ -73,7 +73,7 @@ def _truths() -> Iterator[bytes]:
 
 
 def _anything() -> Iterator[bytes]:
-    content = {
+    content: dict[Any, Any] = {
         **{"a": [1, -(2**70), 1.5, True, None, "é", b"\xff"], 3: (1, (2,), {4})},
         **{"f": np.arange(3.0), "s": np.array(["ab"]), "o": np.array([[1], None], dtype=object)},
         **{"z": np.float32(3), "F": np.ones((2, 2), order="F")},

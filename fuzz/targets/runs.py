@@ -17,10 +17,10 @@ import pyarrow.parquet
 
 from fuzz.bundle import bundle, each_by, files_of
 from fuzz.mutate import changed_json
-from fuzz.target import Target
-from uturn.errors import ArgumentError, RunFolderError, UturnError
-from uturn.explorer import draw
-from uturn.explorer.runs import WORST, RunBook
+from fuzz.target import Parser, Target
+from uturn.errors import RunFolderError, UturnError
+from uturn.explorer.desk import Desk
+from uturn.explorer.runs import RunBook
 from uturn.report import html, turn
 from uturn.retrieval.oracle import Journal
 from uturn.sweep import Plan, run
@@ -92,18 +92,15 @@ def _compared(data: bytes, folder: Path) -> None:
 
 
 def _leafed(data: bytes, folder: Path) -> None:
+    """Every view of the explorer; what is wrong with a file is a sentence in it."""
     _lay(folder, data)
     book = RunBook.open(folder)
-    shown = draw.run(book)
-    for attack in (*book.attacks[:2], WORST):
+    desk, run = Desk((), (book,), folder), str(folder)
+    shown = desk.overview(run)
+    for attack in desk.attacks_of(run)[-2:]:
         for eps in book.budgets[:2]:
-            falls = book.choose(attack, eps, first="hardest")
-            shown += draw.falls(falls, 10)
-            for fall in falls[:1]:
-                try:
-                    shown += draw.fallen(book, fall)
-                except (RunFolderError, ArgumentError):
-                    continue
+            listed, names = desk.leaf(run, attack, eps, "hardest", "", "")
+            shown += listed + "".join(desk.fallen(run, name, attack, eps) for name in names[:1])
     assert "<script>alert" not in shown
 
 
@@ -200,13 +197,25 @@ def _turns() -> Iterator[bytes]:
 
 
 _mutate = each_by((".json", changed_json))
-_ANY = {"seeds": _bundles, "mutate": _mutate, "largest": 1 << 15}
+
+
+def _finished(name: str, parse: Parser, refusal: type[Exception] = RunFolderError) -> Target:
+    """A target that takes finished runs of strangers."""
+    return Target(
+        name=name,
+        parse=parse,
+        refusals=(refusal,),
+        seeds=_bundles,
+        mutate=_mutate,
+        largest=1 << 15,
+    )
+
 
 TARGETS = (
-    Target(name="run_report", parse=_reported, refusals=(RunFolderError,), **_ANY),
-    Target(name="run_verify", parse=_verified, refusals=(RunFolderError,), **_ANY),
-    Target(name="run_compare", parse=_compared, refusals=(UturnError,), **_ANY),
-    Target(name="run_serve", parse=_leafed, refusals=(RunFolderError,), **_ANY),
+    _finished("run_report", _reported),
+    _finished("run_verify", _verified),
+    _finished("run_compare", _compared, UturnError),
+    _finished("run_serve", _leafed),
     Target(
         name="run_resume",
         parse=_resumed,

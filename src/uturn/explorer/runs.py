@@ -103,7 +103,10 @@ class RunBook:
                 for row in rows
                 if row["eps"]
             ]
-        return cls(path, header, results, falls)
+            book = cls(path, header, results, falls)
+            if not (book.attacks and all(map(math.isfinite, book.budgets))):
+                raise ValueError("it has no attack")
+            return book
 
     @property
     def attacks(self) -> tuple[str, ...]:

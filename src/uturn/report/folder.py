@@ -12,7 +12,7 @@ import jinja2
 import pyarrow.parquet
 from PIL import Image
 
-from uturn.errors import RunFolderError
+from uturn.errors import RunFolderError, UturnError
 from uturn.storage import json_of
 
 Row = dict[str, Any]
@@ -132,7 +132,9 @@ def read_queries(
     except FileNotFoundError:
         raise RunFolderError(f"{path} has no queries.parquet; repeat its sweep") from None
     except Exception as error:  # a damaged file can make pyarrow raise anything
-        raise RunFolderError(f"cannot read {file}: {error}; repeat its sweep") from error
+        raise RunFolderError(
+            f"the files of {path} do not fit together: cannot read {file}: {error}"
+        ) from error
 
 
 def require_sweep(path: Path, header: dict[str, Any]) -> None:
@@ -172,6 +174,8 @@ def fitting(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except UturnError:
+        raise  # which says more
     except (
         LookupError,
         TypeError,
