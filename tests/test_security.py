@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from uturn.sweep import Plan, run
 from uturn.verify import verify
 from uturn.victims.load import require_data
 
+ROOT = Path(__file__).parent.parent
 CODE = "os:mkdir,path=canary"
 """A victim's spec that makes a folder when it is loaded, were it loaded."""
 
@@ -313,3 +315,45 @@ def test_the_explorer_has_the_door_and_serves_no_files_of_the_machine(
         for path in ("/etc/passwd", str(finished / "run.json"), "../../../etc/passwd", "run.json"):
             for route in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/static/"):
                 assert asked(url, "GET", f"{route}{path}") in (403, 404, 405, 422)
+
+
+# Licences
+
+
+@pytest.fixture(scope="module")
+def licences() -> dict[str, Any]:
+    pytest.importorskip("tomllib", reason="the list is written with Python 3.11 or newer")
+    return runpy.run_path(str(ROOT / "docs/scripts/licences.py"))
+
+
+def test_every_dependency_is_in_the_list_of_licences(licences: dict[str, Any]) -> None:
+    page = (ROOT / "docs/licences.md").read_text(encoding="utf-8")
+    sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    found = licences["extras"]()
+    assert {"", "zoo", "web", "fuzz"} < found.keys()
+    for extra, names in found.items():
+        section = sections[f"Extra `{extra}`" if extra else "Core"]
+        assert [line.split(" | ")[0][2:] for line in section.split("\n") if "| " in line][
+            1:
+        ] == names
+        assert "not said" not in section
+        assert "not installed" not in section
+
+
+def test_the_core_needs_nothing_that_binds_it(licences: dict[str, Any]) -> None:
+    needed = licences["asked_of_core"]()
+    assert {"torch", "pillow", "markupsafe"} <= {*needed}
+    for name in needed:
+        assert licences["fits_core"](licences["licence"](name)), name
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        *(("MIT", True), ("MPL-2.0", True), ("MIT OR GPL-2.0-only", True), ("PSF-2.0", True)),
+        *(("GPL-3.0-only", False), ("LGPL-3.0", False), ("MIT AND AGPL-3.0", False)),
+        *(("GNU General Public License v3", False), ("not said", False), ("not installed", False)),
+    ],
+)
+def test_which_licences_bind(licences: dict[str, Any], text: str, fits: bool) -> None:
+    assert licences["fits_core"](text) is fits

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent.parent
@@ -18,11 +18,13 @@ PAGE = ROOT / "docs" / "licences.md"
 HEAD = """\
 # Licences
 
-uturn is under the [MIT licence](../LICENSE). It copies nobody's package into itself; what it asks pip for, and what they ask for in turn, is listed here by what
-the installed packages say of themselves. Written by `docs/scripts/licences.py` in an environment with every extra; `make audit` holds it against this.
-A list of what these need in turn is of Linux, on one machine. Weights and data sets have licences of their own, which `uturn data get NAME` shows first.
+uturn is under the [MIT licence](../LICENSE) and copies nobody's package into itself. What it asks
+pip for is listed here, by what the packages say of themselves, and under it what these need in turn
+on one Linux machine. Written by `docs/scripts/licences.py`, which `make audit` runs. Weights and
+data sets have licences of their own, which `uturn data get NAME` shows first.
 
-The core may only need packages whose licences let it stay MIT: none with GPL, LGPL or AGPL alone, and none that does not say. A test holds that.
+The core may only need packages that leave it MIT: none under GPL, LGPL or AGPL alone, and none that
+does not say. A test holds that.
 """
 
 _ELSEWHERE = {
@@ -100,6 +102,16 @@ def licence(name: str) -> str:
             if part in text:
                 return short
     return next(filter(None, texts), "not said")
+
+
+def fits_core(text: str) -> bool:
+    """Whether the core may need a package of this licence, as `licence` says it."""
+    if text in ("not said", "not installed"):
+        return False
+    return all(
+        any("GPL" not in choice and "General Public" not in choice for choice in part.split(" OR "))
+        for part in text.replace("(", "").replace(")", "").split(" AND ")
+    )
 
 
 def page() -> str:
