@@ -7,6 +7,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 _EDGES = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 1 << 24, (1 << 31) - 1, 1 << 31)
@@ -104,11 +105,11 @@ def _changed(content: Any, rng: random.Random) -> Any:
             if isinstance(value, (dict, list)):
                 rest.append(value)
     if not places:
-        return rng.choice(_ODD_VALUES)
+        return deepcopy(rng.choice(_ODD_VALUES))
     here, key = rng.choice(places)
     match rng.randrange(6):
         case 0 | 1 | 2:
-            here[key] = rng.choice(_ODD_VALUES)
+            here[key] = deepcopy(rng.choice(_ODD_VALUES))  # it may be changed next
         case 3:
             del here[key]
         case 4:
@@ -116,9 +117,9 @@ def _changed(content: Any, rng: random.Random) -> Any:
             if (isinstance(other, dict) and name in other) or (
                 isinstance(other, list) and name < len(other)
             ):
-                here[key] = json.loads(json.dumps(other[name]))
+                here[key] = deepcopy(other[name])
         case _ if isinstance(here, dict):
-            here[rng.choice(_ODD_TEXTS)] = here[key]
+            here[rng.choice(_ODD_TEXTS)] = deepcopy(here[key])
         case _:
-            here.insert(key, json.loads(json.dumps(here[key])))
+            here.insert(key, deepcopy(here[key]))
     return content
