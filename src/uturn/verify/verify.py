@@ -93,7 +93,7 @@ def verify(
                 )
                 barred = None if trust else _barred(plan, victim)
                 if barred is not None:
-                    notes.unchecked.append(f"scores: {barred}, {TRUST}")
+                    notes.unchecked.append(f"scores: {barred}, {_TRUST}")
                     return _told(folder, header, notes)
                 with _fitting("queries.parquet", notes):
                     again(folder, header, here, plan.victims, blocks, notes, progress=progress)
@@ -106,7 +106,7 @@ def _told(folder: Path, header: Mapping[str, Any], notes: Notes) -> Verification
     return Verification(str(folder), seal, *told)
 
 
-TRUST = "or --trust the run"
+_TRUST = "or --trust the run"
 """What else there is to do about a run that names what is not loaded unasked."""
 
 
@@ -127,7 +127,7 @@ def _plan(header: dict[str, Any], trust: bool, notes: Notes) -> Plan | None:
             for prior in priors(spec):  # which a plan loads
                 require_data(prior, "run.json")
     except SpecError as error:
-        notes.unchecked.append(f"all but the hashes: {error}, {TRUST}")
+        notes.unchecked.append(f"all but the hashes: {error}, {_TRUST}")
         return None
     except (LookupError, TypeError, ValueError, AttributeError):
         pass  # it is no plan, which is said below
