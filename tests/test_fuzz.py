@@ -79,6 +79,7 @@ FOUND: list[tuple[str, bytes]] = [
             b'{"url": "http://data.invalid/set.bin", "marks": {"ETag": "a\\r\\nb: c"}, "total": 5}',
         )
     ),
+    ("specs", b"apgd\n:"),
     ("journal", DEEP + b"\n"),
     ("turn", DEEP),
     *((f"run_{by}", bundle({f"{table}.json": DEEP})) for by in ("serve", "resume", "compare")
