@@ -79,6 +79,10 @@ FOUND: list[tuple[str, bytes]] = [
             b'{"url": "http://data.invalid/set.bin", "marks": {"ETag": "a\\r\\nb: c"}, "total": 5}',
         )
     ),
+    ("run_compare", bundle({"run.json": b'{"finished": "now"}'})),
+    ("run_compare", bundle({"run.json": b'{"finished": "now", "configuration": {}}'})),
+    ("run_resume", bundle({"run.json": b'{"configuration": 3}'})),
+    ("run_resume", bundle({"run.json": b'{"versions": "3"}'})),
     ("specs", b"apgd\n:"),
     ("journal", DEEP + b"\n"),
     ("turn", DEEP),

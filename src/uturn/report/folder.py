@@ -47,6 +47,8 @@ class Run:
             )
         require_sweep(path, header)
         with fitting(path):
+            if not isinstance(header["configuration"], dict):
+                raise TypeError("its configuration is no object")
             return cls(path, header, read_json(path, "results.json")["rows"])
 
     @property
@@ -166,8 +168,8 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
-    """While the files of ``path`` are made sense of: what goes wrong is one sentence.
+def fitting(*paths: Path) -> Iterator[None]:
+    """While the files of ``paths`` are made sense of: what goes wrong is one sentence.
 
     Raises:
         RunFolderError: they do not fit together.
@@ -185,4 +187,5 @@ def fitting(path: Path) -> Iterator[None]:
         RecursionError,
         jinja2.UndefinedError,
     ) as error:
-        raise RunFolderError(f"the files of {path} do not fit together: {error!r}") from error
+        told = " and ".join(map(str, paths))
+        raise RunFolderError(f"the files of {told} do not fit together: {error!r}") from error

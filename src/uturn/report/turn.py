@@ -133,7 +133,7 @@ def read(file: Path) -> Turn:
             panels=tuple(_panel(each) for each in content["panels"]),
             walks=tuple(_walk(each) for each in content["paths"]),
         )
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
         raise RunFolderError(
             f"{file} is no U-turn picture's turn.json ({error!r}); `uturn reproduce` measures one"
         ) from error

@@ -62,6 +62,9 @@ class RunFolder:
         header = path / "run.json"
         if header.exists():
             self.header = _read_json(header)
+            for key in ("configuration", "versions"):
+                if not isinstance(self.header.get(key, {}), dict):
+                    raise RunFolderError(f"{header} is damaged: its {key} is no object")
             there, now = {**(defaults or {}), **self.header.get("configuration", {})}, configuration
             if not self.finished:  # what is half done must be finished by the same software
                 there, now = there | self.header.get("versions", {}), now | _versions()
