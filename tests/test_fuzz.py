@@ -83,6 +83,10 @@ FOUND: list[tuple[str, bytes]] = [
     ("run_compare", bundle({"run.json": b'{"finished": "now", "configuration": {}}'})),
     ("run_resume", bundle({"run.json": b'{"configuration": 3}'})),
     ("run_resume", bundle({"run.json": b'{"versions": "3"}'})),
+    (
+        "downloads",
+        bundle({"answer": b"HTTP/1.1 302 F\r\nLocation: http://x\xef\xbf\xbd/\r\n\r\n"}),
+    ),
     ("specs", b"apgd\n:"),
     ("journal", DEEP + b"\n"),
     ("turn", DEEP),

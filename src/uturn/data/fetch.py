@@ -313,7 +313,7 @@ def _receive(
 def _network() -> Iterator[None]:
     try:
         yield
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # also an address that is none
         raise _TransferError(str(error) or type(error).__name__) from error
 
 

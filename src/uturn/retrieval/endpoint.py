@@ -162,7 +162,7 @@ class Endpoint:
             ) from error
         except TimeoutError as error:
             raise _PassingError(f"no answer within {self.timeout:g} seconds") from error
-        except (OSError, HTTPException) as error:  # URLError is an OSError
+        except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 reason = f"no answer within {self.timeout:g} seconds"
