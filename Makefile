@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 PRESET ?= cpu
 
-.PHONY: demo serve test check bench docs reproduce timings weights clean
+.PHONY: demo serve test check fuzz audit bench docs reproduce timings weights clean
 
 demo: $(VENV)/.core  ## The main job on the embedded default.
 	$(BIN)/uturn demo
@@ -18,9 +18,19 @@ test: $(VENV)/.dev  ## The test suite; what this machine lacks is skipped with a
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 check: $(VENV)/.dev  ## Format, lint, types.
-	$(BIN)/ruff format --check src tests benchmarks notebooks docs/scripts
-	$(BIN)/ruff check src tests benchmarks notebooks docs/scripts
+	$(BIN)/ruff format --check src tests fuzz benchmarks notebooks docs/scripts
+	$(BIN)/ruff check src tests fuzz benchmarks notebooks docs/scripts
 	$(BIN)/mypy
+
+EXECUTIONS ?= 20000
+
+fuzz: $(VENV)/.fuzz  ## Every parser of foreign input; EXECUTIONS of each, 5 minutes at the most.
+	$(BIN)/python -m fuzz --executions $(EXECUTIONS)
+
+audit: $(VENV)/.audit  ## Known holes in the pinned versions (asks PyPI), and the list of licences.
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/python docs/scripts/licences.py
+	git diff --exit-code docs/licences.md
 
 bench: $(VENV)/.bench  ## Ours, each peer and the limit, as ratios in one run.
 	$(BIN)/python -m benchmarks
@@ -62,6 +72,14 @@ $(VENV)/.dev: $(VENV)/.core
 
 $(VENV)/.docs: $(VENV)/.core
 	$(PIP) --editable ".[docs]"
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) --editable ".[fuzz]"
+	@touch $@
+
+$(VENV)/.audit: $(VENV)/.dev
+	$(PIP) --editable ".[audit]"
 	@touch $@
 
 $(VENV)/.web: $(VENV)/.core

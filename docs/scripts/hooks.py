@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent.parent
 OUTSIDE = (
-    *("CONTRIBUTING.md", "CHANGELOG.md"),
+    *("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
     *("benchmarks/README.md", "benchmarks/results.md"),
     *("notebooks/first_attack.ipynb", "notebooks/your_own_model.ipynb", "notebooks/defence.ipynb"),
 )

@@ -48,7 +48,10 @@ class _Place(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
-VICTIM_HELP = "Victim spec: NAME or NAME:weights=PATH (see `uturn list victims`)."
+VICTIM_HELP = (
+    "Victim spec: NAME or NAME:weights=PATH (see `uturn list victims`). package.module:factory "
+    "imports and runs that code, torchscript:PATH its program; no other spec runs any."
+)
 DATA_HELP = "Data spec: NAME or NAME:PATH (see `uturn list data`)."
 CLEAN = "clean"
 DEVICE = click.option(
@@ -91,6 +94,12 @@ MAX_QUERIES = click.option(
     type=click.IntRange(2),
     help="An attack that asks the search system (square, nes, rgf, prgf) asks no more pictures per "
     "query, whatever its spec says.",
+)
+TRUST = click.option(
+    "--trust",
+    is_flag=True,
+    help="The run is yours, or its author's word is enough: load what only run.json names even if "
+    "that runs code (package.module:factory, torchscript:), downloads, or is a database.",
 )
 QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
@@ -958,9 +967,9 @@ def report(run: Path) -> None:
 @click.option(
     "--files-only",
     is_flag=True,
-    help="Load neither: only what the files tell. Of a stranger's run look at run.json before you "
-    "leave this out, because a victim can be code.",
+    help="Load neither: only what the files tell.",
 )
+@TRUST
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @DEVICE
 @QUIET
@@ -970,6 +979,7 @@ def verify(
     victim: str | None,
     data: str | None,
     files_only: bool,
+    trust: bool,
     as_json: bool,
     device: str,
     quiet: bool,
@@ -987,6 +997,7 @@ def verify(
         data=data,
         device=device,
         files_only=files_only,
+        trust=trust,
         progress=not quiet,
     )
     click.echo(json.dumps(found.as_dict()) if as_json else found.text())
@@ -1019,6 +1030,7 @@ def verify(
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the fitted guard to this file (.json), for `Guard.load`.",
 )
+@TRUST
 @DEVICE
 @QUIET
 @_plainly
@@ -1029,6 +1041,7 @@ def guard(
     seed: int,
     out: Path | None,
     save: Path | None,
+    trust: bool,
     device: str,
     quiet: bool,
 ) -> None:
@@ -1040,7 +1053,13 @@ def guard(
     from uturn.guard.evaluate import keep, try_guard
 
     fitted, trial = try_guard(
-        run, fpr=fpr, calibrate=calibrate, seed=seed, device=device, progress=not quiet
+        run,
+        fpr=fpr,
+        calibrate=calibrate,
+        seed=seed,
+        device=device,
+        trust=trust,
+        progress=not quiet,
     )
     if save is not None:
         fitted.save(save)

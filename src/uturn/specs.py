@@ -35,6 +35,7 @@ class Spec:
         '/data/market'
         """
         name, colon, rest = text.strip().partition(":")
+        name = name.rstrip()
         if not name:
             raise SpecError(f"the spec {text!r} has no name; write NAME or NAME:key=value")
         argument: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from uturn.errors import SpecError
+
+_DIGITS = 300
+"""Of a whole number; what has as many is below the largest float."""
 
 ASIDE = ".tmp"
 """How the names of files end that are not whole yet; they begin with a dot."""
@@ -44,6 +48,25 @@ def place(text: str) -> Path:
             "(s3fs for s3://) and how it is told who you are"
         ) from error
     return found
+
+
+def json_of(content: bytes | str) -> Any:
+    """What JSON from anywhere says.
+
+    Raises:
+        ValueError: it is none; so is what nests too deeply to be read, and what has whole numbers
+            that no float holds.
+    """
+    try:
+        return json.loads(content, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"a whole number has {len(digits)} digits")
+    return int(digits)
 
 
 def anywhere(path: Path) -> str:

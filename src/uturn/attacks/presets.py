@@ -201,6 +201,19 @@ def _asking(
     )
 
 
+def priors(spec: str) -> list[str]:
+    """The specs of the victims that an attack's spec has loaded, whose they may be.
+
+    >>> priors("square:prior=[glyph_net:flip=yes],top=5"), priors("minimal:by=[nes:prior=net]")
+    (['glyph_net:flip=yes'], ['net'])
+    """
+    found = list[str]()
+    for key, value in specs.Spec.parse(spec).options.items():
+        inner = specs.bare(value)
+        found += [inner] if key == "prior" else priors(inner) if ":" in inner else []
+    return found
+
+
 @lru_cache
 def _prior(spec: str, eps: float) -> Prior:
     return Prior(_lender(spec), tuple(_climbing(start, eps) for start in STARTS))

@@ -24,6 +24,7 @@ from uturn.data.pictures import Pictures
 from uturn.errors import ArgumentError, CheckpointError
 from uturn.progress import bar
 from uturn.rng import generator
+from uturn.storage import json_of
 from uturn.types import LEVELS, Levels, Scene
 from uturn.victims import checkpoints
 from uturn.victims.victim import Victim
@@ -95,7 +96,7 @@ def read(path: Path, eps: float) -> Universal:
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            card = json.loads((file.metadata() or {})[_KEY])
+            card = json_of((file.metadata() or {})[_KEY])
             delta = file.get_tensor("delta").float()
         learned, source = float(card["eps"]), str(card["source"])
     except FileNotFoundError:

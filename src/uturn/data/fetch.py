@@ -29,6 +29,7 @@ from uturn.data.archives import Bounds, is_archive, unpack
 from uturn.data.releases import Release, RemoteFile, size_of
 from uturn.errors import ArgumentError, DataError
 from uturn.progress import bar
+from uturn.storage import json_of
 
 _BLOCK = 1 << 18
 _SCHEMES = ("http", "https")
@@ -197,9 +198,13 @@ class _Part:
     def said(self, url: str) -> tuple[dict[str, str], int | None]:
         """The marks and the total size of the version that is partly here; none, if nothing is."""
         try:
-            notes = json.loads(self.notes.read_text())
+            notes = json_of(self.notes.read_bytes())
+            marks = {name: notes["marks"][name] for name in _MARKS if name in notes["marks"]}
+            total, sent = notes["total"], "".join(marks.values())  # as a header, which must be one
+            if not (sent.isascii() and sent.isprintable() and type(total) in (int, type(None))):
+                raise ValueError("nobody has written such notes")
             if notes["url"] == url and self.size:
-                return notes["marks"], notes["total"]
+                return marks, total
         except (OSError, ValueError, KeyError, TypeError):
             pass  # the notes are gone or damaged: begin anew
         return {}, None
@@ -285,7 +290,7 @@ def _receive(
 ) -> int:
     """Append what comes to the part and return its size."""
     received = start
-    most = file.limit if total is None else total
+    most = min(file.limit, file.size or file.limit) if total is None else total
     with (
         part.path.open("ab") as out,
         bar(total or 0, f"fetch {file.name}", "byte", done=start, show=show) as progress,
@@ -308,7 +313,7 @@ def _receive(
 def _network() -> Iterator[None]:
     try:
         yield
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # also an address that is none
         raise _TransferError(str(error) or type(error).__name__) from error
 
 

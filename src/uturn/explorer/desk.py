@@ -22,6 +22,7 @@ from uturn.explorer.runs import WORST, Fall, RunBook
 from uturn.explorer.runs import Order as By
 from uturn.explorer.studio import Query, Studio
 from uturn.portions import lacks_memory
+from uturn.report.folder import fitting
 from uturn.rng import generator
 
 NAMED = 60
@@ -233,7 +234,7 @@ class Desk:
 
     def overview(self, run: str) -> str:
         """A run's curves."""
-        return _plainly(lambda: draw.run(self.book(run)))
+        return self._leafing(run, draw.run)
 
     def leaf(
         self, run: str, attack: str, eps: float, first: By, identity: str, camera: str
@@ -241,24 +242,30 @@ class Desk:
         """A run's queries as a table, and their names."""
         found = list[Fall]()
 
-        def listed() -> str:
+        def listed(book: RunBook) -> str:
             nonlocal found
-            found = self.book(run).choose(
+            found = book.choose(
                 attack, eps, first=first, identity=_number(identity), camera=_number(camera)
             )
             return draw.falls(found, LISTED)
 
-        shown = _plainly(listed)
+        shown = self._leafing(run, listed)
         return shown, [fall.query for fall in found[:LISTED]]
 
     def fallen(self, run: str, query: str, attack: str, eps: float) -> str:
         """One query of a run."""
 
-        def one() -> str:
-            book = self.book(run)
-            return draw.fallen(book, book.fall(query, attack, eps))
+        return self._leafing(run, lambda book: draw.fallen(book, book.fall(query, attack, eps)))
 
-        return _plainly(one)
+    def _leafing(self, run: str, show: Callable[[RunBook], str]) -> str:
+        """What ``show`` makes of a run, or what is wrong with its files as a sentence."""
+
+        def shown() -> str:
+            book = self.book(run)
+            with fitting(book.path):
+                return show(book)
+
+        return _plainly(shown)
 
     def attacks_of(self, run: str) -> list[str]:
         """The attacks of a run, and `WORST`."""

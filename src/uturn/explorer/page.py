@@ -11,6 +11,9 @@ from uturn.attacks.presets import PRESETS
 from uturn.explorer.climb import OFFERED
 from uturn.explorer.desk import Desk, Session
 
+_SWEEP, _KEPT = 600, 3600
+"""Seconds between two looks for uploads that are old, and after which they are."""
+
 ORDERS = {"easiest to turn first": "easiest", "hardest to turn first": "hardest"}
 
 
@@ -18,7 +21,8 @@ def build(desk: Desk) -> Any:
     """The page as Gradio Blocks."""
     import gradio as gr
 
-    with gr.Blocks(title="uturn explorer", analytics_enabled=False) as blocks:
+    swept = (_SWEEP, _KEPT)
+    with gr.Blocks(title="uturn explorer", analytics_enabled=False, delete_cache=swept) as blocks:
         gr.Markdown(
             "# uturn explorer\nHow far can an image retrieval system be turned round by a change "
             "to the query that nobody sees?"

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-import pyarrow.parquet
-
 from uturn.data.pictures import Picture, decode
 from uturn.errors import ArgumentError, DataError, RunFolderError
 from uturn.report import figures
 from uturn.report.figures import Point, Series
-from uturn.report.folder import require_sweep
+from uturn.report.folder import fitting, read_json, read_queries, require_sweep
 from uturn.report.text import by_victim, interval, precision, shown, value
 from uturn.sweep.plan import CLEAN, Job
 
@@ -77,17 +74,17 @@ class RunBook:
         Raises:
             RunFolderError: it is none, has not finished, or is damaged.
         """
-        header = _read(path, "run.json")
+        header = read_json(path, "run.json")
         if not header.get("finished"):
             raise RunFolderError(
                 f"the run in {path} has not finished; repeat its command to resume it"
             )
         require_sweep(path, header)
-        try:
-            results = by_victim(_read(path, "results.json")["rows"])[0]
+        with fitting(path):
+            results = by_victim(read_json(path, "results.json")["rows"])[0]
             ap = precision(results[0]).removeprefix("m")  # ap of map, ap@100 of map@100
             columns = [*_COLUMNS, ap]
-            table = pyarrow.parquet.read_table(path / "queries.parquet", columns=columns)
+            table = read_queries(path, columns)
             rows = [row for row in table.to_pylist() if row["victim"] == results[0]["victim"]]
             before = {row["query"]: row["first_match_rank"] for row in rows if not row["eps"]}
             falls = [
@@ -106,9 +103,10 @@ class RunBook:
                 for row in rows
                 if row["eps"]
             ]
-        except (LookupError, TypeError, ValueError, OSError) as error:  # pyarrow's among them
-            raise RunFolderError(f"the files of {path} do not fit together: {error!r}") from error
-        return cls(path, header, results, falls)
+            book = cls(path, header, results, falls)
+            if not (book.attacks and all(map(math.isfinite, book.budgets))):
+                raise ValueError("it has no attack")
+            return book
 
     @property
     def attacks(self) -> tuple[str, ...]:
@@ -210,7 +208,7 @@ class RunBook:
         """
         kept = {
             entry["eps"]: entry["items"]
-            for entry in _read(self.path, "ranklists.json").get("queries", [])
+            for entry in read_json(self.path, "ranklists.json").get("queries", [])
             if entry["query"] == fall.query
             and entry["victim"] == self.results[0]["victim"]
             and (entry["attack"], entry["eps"]) in ((CLEAN, 0), (fall.attack, fall.eps))
@@ -232,17 +230,3 @@ class RunBook:
             return decode(path)
         except (DataError, ValueError) as error:  # a name with a null byte is a ValueError
             raise RunFolderError(f"cannot read a picture of the run: {error}") from error
-
-
-def _read(run: Path, name: str) -> Row:
-    try:
-        content = json.loads((run / name).read_bytes())
-    except FileNotFoundError:
-        raise RunFolderError(
-            f"{run} has no {name}: it is no finished run folder; `uturn sweep` makes one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {run / name}: {error}") from error
-    if not isinstance(content, dict):
-        raise RunFolderError(f"{run / name} is damaged: expected an object")
-    return content

@@ -13,7 +13,7 @@ import re
 import signal
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +23,18 @@ from uturn.data.catalog import load_data
 from uturn.errors import ArgumentError, UturnError
 from uturn.explorer import DATA, VICTIM, draw, page, uploads
 from uturn.explorer.desk import Desk
+from uturn.explorer.doorway import App, Doorway, Message, Receive, Send
 from uturn.explorer.runs import RunBook
 from uturn.explorer.studio import Studio
 from uturn.parallel import behind
 from uturn.progress import say
+from uturn.victims.load import require_data
 
 WAITING = 16
 """Attacks that may wait for their turn, of all windows together."""
 
-_Message = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[_Message]]
-_Send = Callable[[_Message], Awaitable[None]]
+CONNECTIONS = 256
+"""At a time; more are told that the server is busy. A window has a few."""
 
 _ELSEWHERE = re.compile(
     rb"""<link[^>]*href=["'](?:https?:)?//[^>]*>"""
@@ -59,10 +60,10 @@ _POLICY = b"; ".join(
 class FromHere:
     """ASGI: pages without what they would load from other hosts, under a policy that forbids it."""
 
-    def __init__(self, app: Callable[[_Message, _Receive, _Send], Awaitable[None]]) -> None:
+    def __init__(self, app: App) -> None:
         self.app = app
 
-    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -72,7 +73,7 @@ class FromHere:
             headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
         start, body = dict[str, Any](), bytearray()
 
-        async def rewritten(message: _Message) -> None:
+        async def rewritten(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if dict(message["headers"]).get(b"content-type", b"").startswith(b"text/html"):
                     start.update(message)
@@ -147,9 +148,12 @@ def furnish(
     """
     books = tuple(map(RunBook.open, runs))
     given = victim is not None or data is not None or bool(beside)
+    named = victim is not None
     victim = victim or (books[0].setting("victim") if books else VICTIM)
     data = data or (books[0].setting("data") if books else DATA)
     try:
+        if books and not named:
+            require_data(victim, f"{books[0].path / 'run.json'}")
         split = load_data(data)
         studios = tuple(
             Studio.open(spec, data, split, index=index, device=device)
@@ -182,7 +186,9 @@ def open_at(host: str, port: int, **furniture: Any) -> Iterator[Served]:
             desk = furnish(Path(folder), **furniture)
             coming.result()
         name = f"[{host}]" if ":" in host else host
-        yield Served(desk, _server(desk), listening, f"http://{name}:{listening.getsockname()[1]}")
+        yield Served(
+            desk, _server(desk, host), listening, f"http://{name}:{listening.getsockname()[1]}"
+        )
 
 
 def _import_gradio(folder: Path) -> None:
@@ -207,7 +213,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listening
 
 
-def _server(desk: Desk) -> Any:
+def _server(desk: Desk, host: str) -> Any:
     """Uvicorn's server of the page."""
     import fastapi
     import gradio as gr
@@ -217,6 +223,7 @@ def _server(desk: Desk) -> Any:
     blocks.queue(max_size=WAITING, default_concurrency_limit=1)
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(FromHere)
+    app.add_middleware(Doorway, host=host)
     # The default theme asks Google for its fonts.
     theme = gr.themes.Default(
         font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
@@ -232,5 +239,7 @@ def _server(desk: Desk) -> Any:
         run_history=False,
         ssr_mode=False,
     )
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=2, limit_concurrency=CONNECTIONS
+    )
     return uvicorn.Server(config)

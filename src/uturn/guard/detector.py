@@ -26,7 +26,7 @@ from uturn.data.channels import CHANNELS
 from uturn.errors import ArgumentError, CheckpointError
 from uturn.guard.neighbourhood import Neighbourhood
 from uturn.retrieval.extract import chunks, extract
-from uturn.storage import write
+from uturn.storage import json_of, write
 from uturn.victims.preprocessing import to_images
 from uturn.victims.victim import Victim, to_picture
 
@@ -218,7 +218,7 @@ class Guard:
             CheckpointError: there is no such file, it is damaged, or it is of another victim.
         """
         try:
-            content = json.loads(path.read_bytes())
+            content = json_of(path.read_bytes())
             usual = {
                 name: Usual(**{key: _number(content["signs"][name], key) for key in _USUAL})
                 for name in SIGNS

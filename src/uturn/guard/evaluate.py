@@ -28,12 +28,13 @@ from uturn.report.folder import CLEAN, Job, Run, fitting, read_json
 from uturn.report.text import aligned, markdown, verbatim
 from uturn.retrieval import metrics
 from uturn.retrieval.extract import chunks, extract_all
+from uturn.retrieval.index import require_here
 from uturn.retrieval.intervals import auc, auc_bootstrap, identity_bootstrap
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.system import RetrievalSystem
 from uturn.rng import generator
 from uturn.storage import write
-from uturn.victims.load import load_victim, pick_device
+from uturn.victims.load import load_victim, pick_device, require_data
 from uturn.victims.preprocessing import by_shape, to_images
 from uturn.victims.victim import Victim, to_pixels
 
@@ -154,15 +155,20 @@ def try_guard(
     calibrate: int = CALIBRATION,
     seed: int = 0,
     device: str = "auto",
+    trust: bool = False,
     progress: bool = True,
 ) -> tuple[Guard, Trial]:
     """Fit a guard for the victim of the run in ``folder``, and try it on the run's pictures.
 
+    Without ``trust``, a victim of the run that is code is not loaded, nor an index that is a
+    database.
+
     Raises:
+        SpecError: the run names one.
         RunFolderError: it is no finished run, the victim or the data are others now, or no query
         is left to evaluate. ArgumentError: too few clean queries for ``fpr``.
     """
-    case = _Case.read(folder, pick_device(device))
+    case = _Case.read(folder, pick_device(device), trust)
     split, victim = case.split, case.victim
     held = _calibration(split.query.identities, calibrate, seed)
     kept = ~np.isin(case.asked.identities, split.query.identities[held])
@@ -227,10 +233,14 @@ class _Case:
     """Where the pictures of each job lie below ``images/``, the clean ones first."""
 
     @classmethod
-    def read(cls, folder: Path, device: torch.device) -> _Case:
+    def read(cls, folder: Path, device: torch.device, trust: bool) -> _Case:
         run = Run.read(folder)
         with fitting(folder):
             configuration = run.configuration
+            if not trust:
+                where = f"{folder / 'run.json'} (see --trust)"
+                require_data(configuration["victim"], where)
+                require_here(str(configuration["index"]), where)
             victim = load_victim(configuration["victim"], device)
             victim = victim.at_scales(tuple(configuration["scales"])).folded()
             split = load_data(configuration["data"])

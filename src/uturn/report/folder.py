@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import jinja2
 import pyarrow.parquet
 from PIL import Image
 
-from uturn.errors import RunFolderError
+from uturn.errors import RunFolderError, UturnError
+from uturn.storage import json_of
 
 Row = dict[str, Any]
 Job = tuple[str, float]
@@ -47,6 +47,8 @@ class Run:
             )
         require_sweep(path, header)
         with fitting(path):
+            if not isinstance(header["configuration"], dict):
+                raise TypeError("its configuration is no object")
             return cls(path, header, read_json(path, "results.json")["rows"])
 
     @property
@@ -82,13 +84,8 @@ class Run:
             RunFolderError: there is no such table. ValueError: it lacks something.
         """
         names = ["attack", "eps", "query", *columns]
-        try:
-            with (self.path / "queries.parquet").open("rb") as file:
-                table = pyarrow.parquet.read_table(
-                    file, columns=names, filters=[("victim", "==", victim)]
-                ).to_pydict()
-        except FileNotFoundError:
-            raise RunFolderError(f"{self.path} has no queries.parquet; repeat its sweep") from None
+        told = read_queries(self.path, names, [("victim", "==", victim)])
+        table: Columns = told.to_pydict()
         jobs: dict[Job, Columns] = {}
         for attack, eps, *values in zip(*(table[name] for name in names), strict=True):
             job = jobs.setdefault((attack, eps), {name: [] for name in names[2:]})
@@ -112,8 +109,34 @@ class Run:
         try:
             with path.open("rb") as file, Image.open(file, formats=("PNG",)) as image:
                 return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a damaged file can make Pillow raise anything
             raise RunFolderError(f"cannot read the picture {path} of the run: {error}") from error
+
+
+def read_queries(
+    path: Path, columns: Sequence[str] | None = None, filters: list[Any] | None = None
+) -> Any:
+    """The table in ``queries.parquet`` of the run in ``path``, or some columns and rows of it.
+
+    Raises:
+        RunFolderError: there is none, it is damaged, or it claims more rows than it has bytes.
+    """
+    file = path / "queries.parquet"
+    try:
+        with file.open("rb") as opened:
+            rows, size = pyarrow.parquet.ParquetFile(opened).metadata.num_rows, opened.seek(0, 2)
+            if rows > size:  # of each query there is a hash or a number of its own
+                raise ValueError(f"it claims {rows:,} rows in {size:,} bytes")
+            opened.seek(0)
+            return pyarrow.parquet.read_table(
+                opened, columns=None if columns is None else list(columns), filters=filters
+            )
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} has no queries.parquet; repeat its sweep") from None
+    except Exception as error:  # a damaged file can make pyarrow raise anything
+        raise RunFolderError(
+            f"the files of {path} do not fit together: cannot read {file}: {error}"
+        ) from error
 
 
 def require_sweep(path: Path, header: dict[str, Any]) -> None:
@@ -132,7 +155,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         RunFolderError: there is none.
     """
     try:
-        content = json.loads((path / name).read_bytes())
+        content = json_of((path / name).read_bytes())
     except FileNotFoundError:
         raise RunFolderError(
             f"{path} has no {name}: it is no finished run folder; `uturn sweep` makes one"
@@ -145,20 +168,24 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
-    """While the files of ``path`` are made sense of: what goes wrong is one sentence.
+def fitting(*paths: Path) -> Iterator[None]:
+    """While the files of ``paths`` are made sense of: what goes wrong is one sentence.
 
     Raises:
         RunFolderError: they do not fit together.
     """
     try:
         yield
+    except UturnError:
+        raise  # which says more
     except (
         LookupError,
         TypeError,
         ValueError,  # pyarrow's errors, too
         AttributeError,
         ArithmeticError,
+        RecursionError,
         jinja2.UndefinedError,
     ) as error:
-        raise RunFolderError(f"the files of {path} do not fit together: {error!r}") from error
+        told = " and ".join(map(str, paths))
+        raise RunFolderError(f"the files of {told} do not fit together: {error!r}") from error

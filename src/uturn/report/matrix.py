@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.patches import Rectangle
 
 from uturn.errors import ArgumentError, RunFolderError
 from uturn.report import figures, plates, text
+from uturn.storage import json_of
 
 
 @final
@@ -169,7 +169,7 @@ def _pairs(
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """(surrogate, target) → (attacked, clean)."""
     try:
-        rows: list[dict[str, Any]] = json.loads((run / "results.json").read_bytes())["rows"]
+        rows: list[dict[str, Any]] = json_of((run / "results.json").read_bytes())["rows"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise RunFolderError(
             f"cannot read the results of {run} ({error!r}); `uturn sweep` makes a run folder"

@@ -28,6 +28,7 @@ from PIL import Image
 from uturn.errors import RunFolderError
 from uturn.report import plates
 from uturn.report.text import markdown
+from uturn.storage import json_of
 
 Points = npt.NDArray[np.float64]
 
@@ -121,7 +122,7 @@ def read(file: Path) -> Turn:
         RunFolderError: the file is missing or damaged.
     """
     try:
-        content = json.loads(file.read_bytes())
+        content = json_of(file.read_bytes())
         return Turn(
             data=content["data"],
             victim=content["victim"],
@@ -132,7 +133,7 @@ def read(file: Path) -> Turn:
             panels=tuple(_panel(each) for each in content["panels"]),
             walks=tuple(_walk(each) for each in content["paths"]),
         )
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
         raise RunFolderError(
             f"{file} is no U-turn picture's turn.json ({error!r}); `uturn reproduce` measures one"
         ) from error

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any, final
@@ -27,6 +28,7 @@ from torch import Tensor
 from uturn._version import __version__
 from uturn.errors import ArgumentError, OracleError
 from uturn.rng import generator
+from uturn.storage import json_of
 from uturn.types import Answer
 from uturn.victims.victim import to_picture
 
@@ -45,6 +47,17 @@ class _PassingError(Exception):
         super().__init__(why)
         self.wait = wait
         """Seconds to wait, where the endpoint says so."""
+
+
+@final
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """An answer that leads elsewhere is an answer like any other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
 
 
 @final
@@ -129,20 +142,27 @@ class Endpoint:
         }
         request = urllib.request.Request(self.url, body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            with _OPENER.open(request, timeout=self.timeout) as answer:
                 content: bytes = answer.read(LARGEST + 1)
         except urllib.error.HTTPError as error:
-            with error:
+            told = ""
+            with error, suppress(OSError, HTTPException):  # what it says may break off as well
                 told = error.read(200).decode(errors="replace").strip()
             why = f"it answers {error.code} {error.reason}" + (f" ({told})" if told else "")
             if error.code in (408, 425, 429) or error.code >= 500:
                 raise _PassingError(why, _seconds(error.headers.get("Retry-After"))) from error
+            elsewhere = error.headers.get("Location") if error.code in range(300, 400) else None
+            if elsewhere:  # headers that open doors are for nobody else
+                raise OracleError(
+                    f"{self.url} leads to {elsewhere[:200]!r}, which is not followed; if that is "
+                    "where to ask, give it as the address"
+                ) from error
             raise OracleError(
                 f"{self.url}: {why}; check the address and --oracle-header"
             ) from error
         except TimeoutError as error:
             raise _PassingError(f"no answer within {self.timeout:g} seconds") from error
-        except (OSError, HTTPException) as error:  # URLError is an OSError
+        except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 reason = f"no answer within {self.timeout:g} seconds"
@@ -161,9 +181,9 @@ def _png(picture: Tensor) -> str:
 def _read(content: bytes, count: int, k: int) -> list[Answer]:
     """The answers for ``count`` pictures; `_PassingError` says what they lack."""
     try:
-        answers = json.loads(content)["answers"]
+        answers = json_of(content)["answers"]
         found = [_answer(each) for each in answers]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         start = content[:80].decode(errors="replace")
         raise _PassingError(
             f"its answer is not of the protocol ({type(error).__name__}: {error}): {start!r}"

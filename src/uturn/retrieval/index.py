@@ -247,6 +247,19 @@ def read_index(spec: str, published: Similarity) -> IndexSpec:
     return found
 
 
+def require_here(spec: str, where: str) -> None:
+    """Raise `SpecError` if the index ``spec``, which the file ``where`` names, is a database.
+
+    For specs that nobody typed: a database is asked over the network, or written in a file.
+    """
+    name = specs.Spec.parse(spec).name
+    if name not in ("exact", "faiss"):
+        raise SpecError(
+            f"{where} names the index {spec!r}, a database that would be asked and written to; a "
+            "file may not ask for that"
+        )
+
+
 def whole(spec: str, published: Similarity, who: str) -> ExactSpec:
     """What a spec says of an index that ranks the whole gallery, which ``who`` needs.
 

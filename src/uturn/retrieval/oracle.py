@@ -15,6 +15,7 @@ from torch import Tensor
 from uturn.errors import OracleError
 from uturn.retrieval.extract import extract_decoded
 from uturn.retrieval.system import RetrievalSystem
+from uturn.storage import json_of
 from uturn.types import Answer, Oracle
 from uturn.victims.victim import Victim, to_picture
 
@@ -70,7 +71,7 @@ class Journal:
         lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
         whole, rest = lines[:-1], lines[-1:]  # what ends in a newline was written whole
         try:
-            head, *entries = [json.loads(line) for line in whole] or [{"system": None}]
+            head, *entries = [json_of(line) for line in whole] or [{"system": None}]
             self.kept.update((entry["asked"], _answer(entry)) for entry in entries)
             there = head["system"]
         except (ValueError, KeyError, TypeError) as error:

@@ -42,6 +42,11 @@ def compare(folders: Sequence[Path]) -> Comparison:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ArgumentError("a run folder is given twice; compare it with another one")
     runs = [_Scores.read(folder) for folder in folders]
+    with fitting(*folders):
+        return _compared(runs)
+
+
+def _compared(runs: Sequence[_Scores]) -> Comparison:
     first, *others = runs
     for other in others:
         _require_same_data(first.run, other.run)

@@ -28,7 +28,7 @@ from uturn.data.pictures import Picture, encode
 from uturn.errors import RunFolderError
 from uturn.parallel import threaded
 from uturn.progress import say
-from uturn.storage import commit, remove, sweep_aside
+from uturn.storage import commit, json_of, remove, sweep_aside
 from uturn.sweep.lock import NAME, locked
 from uturn.sweep.plan import Job
 
@@ -62,6 +62,9 @@ class RunFolder:
         header = path / "run.json"
         if header.exists():
             self.header = _read_json(header)
+            for key in ("configuration", "versions"):
+                if not isinstance(self.header.get(key, {}), dict):
+                    raise RunFolderError(f"{header} is damaged: its {key} is no object")
             there, now = {**(defaults or {}), **self.header.get("configuration", {})}, configuration
             if not self.finished:  # what is half done must be finished by the same software
                 there, now = there | self.header.get("versions", {}), now | _versions()
@@ -343,7 +346,7 @@ def _short(value: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json_of(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):

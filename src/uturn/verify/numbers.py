@@ -9,12 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import torch
 
 from uturn._version import __version__
-from uturn.errors import RunFolderError
-from uturn.report.folder import read_json
+from uturn.report.folder import read_json, read_queries
 from uturn.retrieval import metrics
 from uturn.retrieval.index import read_index
 from uturn.sweep import checks
@@ -66,11 +64,7 @@ def per_query(folder: Path, plan: Plan, notes: Notes) -> dict[Block, list[Row]]:
     Raises:
         RunFolderError: it cannot be read.
     """
-    try:
-        with (folder / "queries.parquet").open("rb") as file:
-            rows = pyarrow.parquet.read_table(file).to_pylist()
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {folder / 'queries.parquet'}: {error}") from error
+    rows = read_queries(folder).to_pylist()
     wanted = [(name, job.name, job.eps) for name in plan.victims for job in plan.jobs()]
     count, rest = divmod(len(rows), len(wanted))
     if rest or not count:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from uturn.errors import RunFolderError, UturnError
+from uturn.attacks.presets import priors
+from uturn.errors import RunFolderError, SpecError, UturnError
 from uturn.report.folder import read_json
+from uturn.retrieval.index import require_here
 from uturn.sweep.plan import Plan
 from uturn.sweep.store import Row
 from uturn.verify import files, numbers
 from uturn.verify.again import again
 from uturn.verify.notes import Finding, Notes
 from uturn.verify.numbers import Block
-from uturn.victims.load import pick_device
+from uturn.victims.load import pick_device, require_data
 
 
 @final
@@ -54,12 +56,14 @@ def verify(
     data: str | None = None,
     device: str = "auto",
     files_only: bool = False,
+    trust: bool = False,
     progress: bool = True,
 ) -> Verification:
     """Hold the finished run in ``folder`` against its own files, its victims and its data.
 
     ``victim`` and ``data`` are specs for where they are here, if that is not where the run had
-    them. With ``files_only`` they are not asked for.
+    them. With ``files_only`` they are not asked for. Without ``trust`` nothing is loaded that only
+    the run names and that runs code, or asks a server; what stays unchecked is said.
 
     Raises:
         RunFolderError: it is no run, or has not finished.
@@ -72,7 +76,7 @@ def verify(
     files.sealed(header, notes)
     with _fitting("run.json", notes):
         files.hashed(folder, header, notes)
-    if (plan := _plan(header, notes)) is not None:
+    if (plan := _plan(header, trust, notes)) is not None:
         blocks = dict[Block, list[Row]]()
         with _fitting("queries.parquet", notes):
             blocks = numbers.per_query(folder, plan, notes)
@@ -87,14 +91,46 @@ def verify(
                     data=data or plan.data,
                     device=str(pick_device(device)),
                 )
+                barred = None if trust else _barred(plan, victim)
+                if barred is not None:
+                    notes.unchecked.append(f"scores: {barred}, {_TRUST}")
+                    return _told(folder, header, notes)
                 with _fitting("queries.parquet", notes):
                     again(folder, header, here, plan.victims, blocks, notes, progress=progress)
+    return _told(folder, header, notes)
+
+
+def _told(folder: Path, header: Mapping[str, Any], notes: Notes) -> Verification:
     seal = str(header.get("seal"))
     told = (tuple(notes.findings), tuple(notes.checked), tuple(notes.unchecked))
     return Verification(str(folder), seal, *told)
 
 
-def _plan(header: dict[str, Any], notes: Notes) -> Plan | None:
+_TRUST = "or --trust the run"
+"""What else there is to do about a run that names what is not loaded unasked."""
+
+
+def _barred(plan: Plan, victim: str | None) -> str | None:
+    """What keeps a run's own victims and index from being loaded; those that were given may be."""
+    try:
+        for spec in plan.victims if victim is None else plan.transfer_to:
+            require_data(spec, "run.json")
+        require_here(str(plan.index), "run.json")
+    except SpecError as error:
+        return str(error)
+    return None
+
+
+def _plan(header: dict[str, Any], trust: bool, notes: Notes) -> Plan | None:
+    try:
+        for spec in () if trust else header["configuration"]["attacks"]:
+            for prior in priors(spec):  # which a plan loads
+                require_data(prior, "run.json")
+    except SpecError as error:
+        notes.unchecked.append(f"all but the hashes: {error}, {_TRUST}")
+        return None
+    except (LookupError, TypeError, ValueError, AttributeError):
+        pass  # it is no plan, which is said below
     try:
         return numbers.planned(header, notes)
     except (UturnError, LookupError, TypeError, ValueError, AttributeError) as error:

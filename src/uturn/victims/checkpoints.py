@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from uturn.errors import ArgumentError, CheckpointError
+from uturn.storage import json_of
 from uturn.types import Similarity
 from uturn.victims.preprocessing import Preprocessing
 
@@ -423,7 +424,7 @@ def read_card(path: Path) -> Card | None:
     if "uturn" not in metadata:
         return None
     try:
-        stored = json.loads(metadata["uturn"])
+        stored = json_of(metadata["uturn"])
         given: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in stored["preprocessing"].items()
@@ -432,7 +433,7 @@ def read_card(path: Path) -> Card | None:
         if not isinstance(architecture, str | None):
             raise TypeError("the architecture is no text")
         return Card(Preprocessing(**given), stored["similarity"], architecture)
-    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         # ArgumentError is a ValueError.
         raise CheckpointError(f"{path} carries an unreadable card: {error!r}") from error
 

@@ -96,15 +96,65 @@ def load_victim(spec: str, device: str | torch.device = "cpu") -> Victim:
 
 def _trained(spec: specs.Spec) -> specs.Spec:
     """``PATH.safetensors`` → the architecture that its card names, with these weights."""
-    card = checkpoints.read_card(Path(spec.name).expanduser())
+    named = named_by_card(Path(spec.name).expanduser())
+    options = {**named.options, "weights": spec.name, **spec.options}
+    return specs.Spec(named.name, named.argument, options)
+
+
+def named_by_card(path: Path) -> specs.Spec:
+    """The spec of the network that a safetensors file says it fills.
+
+    Raises:
+        CheckpointError: as `checkpoints.read_card`. SpecError: it does not say, or names what is
+            no network that can be filled: code, or another file.
+    """
+    card = checkpoints.read_card(path)
     if card is None or card.architecture is None:
         raise SpecError(
-            f"{spec.name} does not say what network it fills; write NAME:weights={spec.name} "
+            f"{path} does not say what network it fills; write NAME:weights={path} "
             "(uturn list victims)"
         )
     named = specs.Spec.parse(card.architecture)
-    options = {**named.options, "weights": spec.name, **spec.options}
-    return specs.Spec(named.name, named.argument, options)
+    # What `uturn.victims.blank` trains. Anything else would be a file that chooses what is run.
+    if named.name not in zoo.ZOO and named.name != "timm":
+        raise SpecError(
+            f"{path} says that it fills {card.architecture!r}, which is no network of uturn's or "
+            f"timm's; if you trust its author, write what it fills: NAME:weights={path}"
+        )
+    return named
+
+
+_FILLED = ("hf", "oml", "onnx", "timm", "torchreid")
+"""Adapters that read numbers and configuration, and run nothing but their own package."""
+
+
+def require_data(spec: str, where: str) -> None:
+    """Raise `SpecError` if loading the victim ``spec`` runs foreign code, or asks the network.
+
+    For specs that nobody typed: ``where`` is the file that names this one. Whoever types
+    ``package.module:factory``, ``torchscript:PATH`` or ``download=yes`` has asked for it.
+
+    >>> require_data("glyph_net:flip=yes", "run.json")
+    >>> require_data("os:system,command=ls", "run.json")
+    Traceback (most recent call last):
+    uturn.errors.SpecError: run.json names the victim 'os:system,command=ls', which runs code ...
+    """
+    parsed = specs.Spec.parse(spec)
+    if parsed.name == "ensemble":
+        for member in specs.separated(parsed.argument or "", "+"):
+            require_data(specs.bare(member.strip()), where)
+        return
+    online = [key for key in ("download", "pretrained") if parsed.options.get(key) == "yes"]
+    known = parsed.name in zoo.ZOO or parsed.name in _FILLED
+    if known and not online:
+        return
+    if parsed.name.endswith(".safetensors"):  # whose card is looked at when it is loaded
+        return
+    what = f"asks the network ({online[0]}=yes)" if known else "runs code that is not uturn's"
+    raise SpecError(
+        f"{where} names the victim {spec!r}, which {what}; a file may not ask for that: if you "
+        "trust it, name the victim yourself"
+    )
 
 
 def _made(spec: specs.Spec) -> Victim | Bare:
