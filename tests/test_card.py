@@ -107,7 +107,7 @@ def test_flags_are_told_once_for_each_kind(folder: Path, tmp_path: Path) -> None
 def test_an_attack_that_does_less_with_more_is_flagged(folder: Path, tmp_path: Path) -> None:
     def weaken(content: Any) -> None:
         for row in content["rows"]:
-            row["flags"] = []
+            row["flags"] = row["caveats"] = []
             if row["attack"] == "odfa":
                 row["recall@1"] = {2: 0.3, 8: 0.6}[row["eps"]]
                 row["ci95"]["recall@1"] = [0.2, 0.5]
@@ -120,7 +120,7 @@ def test_an_attack_that_does_less_with_more_is_flagged(folder: Path, tmp_path: P
 def test_no_flags_are_told_as_none(folder: Path, tmp_path: Path) -> None:
     def clear(content: Any) -> None:
         for row in content["rows"]:
-            row["flags"] = []
+            row["flags"] = row["caveats"] = []
 
     quiet = changed(folder, tmp_path / "run", "results.json", clear)
     quiet.header["nonnegative features"] = False

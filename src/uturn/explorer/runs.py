@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-import pyarrow.parquet
-
 from uturn.data.pictures import Picture, decode
 from uturn.errors import ArgumentError, DataError, RunFolderError
 from uturn.report import figures
 from uturn.report.figures import Point, Series
-from uturn.report.folder import require_sweep
+from uturn.report.folder import read_queries, require_sweep
 from uturn.report.text import by_victim, interval, precision, shown, value
 from uturn.sweep.plan import CLEAN, Job
 
@@ -87,8 +85,11 @@ class RunBook:
             results = by_victim(_read(path, "results.json")["rows"])[0]
             ap = precision(results[0]).removeprefix("m")  # ap of map, ap@100 of map@100
             columns = [*_COLUMNS, ap]
-            table = pyarrow.parquet.read_table(path / "queries.parquet", columns=columns)
-            rows = [row for row in table.to_pylist() if row["victim"] == results[0]["victim"]]
+            own = [
+                row for row in read_queries(path, columns) if row["victim"] == results[0]["victim"]
+            ]
+            # Of several seeds the first, whose rank lists and folder are shown.
+            rows = [row for row in own if row["seed"] == own[0]["seed"]]
             before = {row["query"]: row["first_match_rank"] for row in rows if not row["eps"]}
             falls = [
                 Fall(

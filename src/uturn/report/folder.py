@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,29 +76,34 @@ class Run:
     def queries(self, victim: str, *columns: str) -> dict[Job, Columns]:
         """By attack and ε, ``columns`` of what ``victim`` makes of each query, and ``query``.
 
-        Every job has the same queries in the same order.
+        Every job has the same queries in the same order; of several seeds it is the first.
+
+        Raises:
+            RunFolderError: there is no such table. ValueError: it lacks something.
+        """
+        return {job: seeds[0] for job, seeds in self.repeats(victim, *columns).items()}
+
+    def repeats(self, victim: str, *columns: str) -> dict[Job, list[Columns]]:
+        """The same of every seed, one after another; an attack that draws nothing has one.
 
         Raises:
             RunFolderError: there is no such table. ValueError: it lacks something.
         """
         names = ["attack", "eps", "query", *columns]
-        try:
-            with (self.path / "queries.parquet").open("rb") as file:
-                table = pyarrow.parquet.read_table(
-                    file, columns=names, filters=[("victim", "==", victim)]
-                ).to_pydict()
-        except FileNotFoundError:
-            raise RunFolderError(f"{self.path} has no queries.parquet; repeat its sweep") from None
-        jobs: dict[Job, Columns] = {}
-        for attack, eps, *values in zip(*(table[name] for name in names), strict=True):
-            job = jobs.setdefault((attack, eps), {name: [] for name in names[2:]})
-            for column, found in zip(job.values(), values, strict=True):
-                column.append(found)
-        asked = jobs[CLEAN]["query"]
-        for (attack, eps), job in jobs.items():
-            if job["query"] != asked:
+        table = read_queries(self.path, ["victim", *names])
+        jobs: dict[Job, dict[int, Columns]] = {}
+        for row in table:
+            if row["victim"] != victim:
+                continue
+            seeds = jobs.setdefault((row["attack"], row["eps"]), {})
+            job = seeds.setdefault(row["seed"], {name: [] for name in names[2:]})
+            for name, column in job.items():
+                column.append(row[name])
+        (clean,) = jobs[CLEAN].values()
+        for (attack, eps), seeds in jobs.items():
+            if any(job["query"] != clean["query"] for job in seeds.values()):
                 raise ValueError(f"{attack} at ε={eps:g} was asked other queries than clean")
-        return jobs
+        return {job: [*seeds.values()] for job, seeds in jobs.items()}
 
     def picture(self, *place: str) -> Image.Image:
         """A picture of the run. Names come from its files, so they may not lead out of it.
@@ -114,6 +119,23 @@ class Run:
                 return image.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise RunFolderError(f"cannot read the picture {path} of the run: {error}") from error
+
+
+def read_queries(path: Path, columns: Sequence[str]) -> list[Row]:
+    """``columns`` of the rows of ``queries.parquet``, and ``seed``: 0 in runs that had one only.
+
+    Raises:
+        RunFolderError: there is no such table. ValueError: it lacks something.
+    """
+    try:
+        with (path / "queries.parquet").open("rb") as file:
+            there = pyarrow.parquet.read_schema(file).names
+            seed = ["seed"] if "seed" in there else []
+            table = pyarrow.parquet.read_table(file, columns=[*columns, *seed])
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} has no queries.parquet; repeat its sweep") from None
+    rows: list[Row] = table.to_pylist()
+    return [{"seed": 0, **row} for row in rows]
 
 
 def require_sweep(path: Path, header: dict[str, Any]) -> None:

@@ -25,7 +25,14 @@ from uturn.sweep.store import Row
 from uturn.verify.notes import Notes
 
 Block = tuple[str, str, float]
-"""Who scored, an attack and its ε."""
+"""Who scored, an attack and its ε: a row of the table, of one seed after another."""
+
+
+def of(blocks: Mapping[Block, list[Row]], victim: str, job: Job) -> list[Row]:
+    """The rows of a job within its block."""
+    block, count = blocks[victim, job.name, job.eps], len(blocks[victim, CLEAN, 0])
+    return block[job.repeat * count : (job.repeat + 1) * count]
+
 
 _MAYBE = ("goal_rank", "goal_rank_clean", "goal_items", "goal_first", "kept", "label_rank", "asked")
 """Columns that only some jobs have; the table has them empty for the others."""
@@ -66,20 +73,22 @@ def per_query(folder: Path, plan: Plan, notes: Notes) -> dict[Block, list[Row]]:
             rows = pyarrow.parquet.read_table(file).to_pylist()
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {folder / 'queries.parquet'}: {error}") from error
-    wanted = [(name, job.name, job.eps) for name in plan.victims for job in plan.jobs()]
+    wanted = [(name, job) for name in plan.victims for job in plan.jobs()]
     count, rest = divmod(len(rows), len(wanted))
     if rest or not count:
-        notes.find("queries.parquet", f"has {len(rows)} rows for {len(wanted)} rows of the table")
+        notes.find("queries.parquet", f"has {len(rows)} rows for {len(wanted)} attacks and seeds")
         return {}
-    blocks = {key: rows[n * count : (n + 1) * count] for n, key in enumerate(wanted)}
-    asked, sound = _asked(blocks[wanted[0]]), True
-    for key, block in blocks.items():
+    asked, sound, blocks = _asked(rows[:count]), True, dict[Block, list[Row]]()
+    for n, (name, job) in enumerate(wanted):
+        block, key = rows[n * count : (n + 1) * count], (name, job.name, job.eps)
+        blocks.setdefault(key, []).extend(block)
+        drawn = plan.seed + job.repeat
         for row, expected in zip(block, asked, strict=True):
-            found = ((row["victim"], row["attack"], row["eps"]), *_asked([row]))
-            if found != (key, expected):
+            found = ((row["victim"], row["attack"], row["eps"]), row["seed"], *_asked([row]))
+            if found != (key, drawn, expected):
                 sound = False
                 where = f"queries.parquet, {_called(key)}, query {row['query']}"
-                notes.differ(where, found, (key, expected))
+                notes.differ(where, found, (key, drawn, expected))
     if not sound:
         return {}
     for block in blocks.values():
@@ -115,7 +124,7 @@ def _same_sizes(plan: Plan, blocks: Mapping[Block, list[Row]], notes: Notes) -> 
 
 def _kept_and_worst(plan: Plan, blocks: Mapping[Block, list[Row]], notes: Notes) -> None:
     """Rows and pictures that are taken over from other attacks."""
-    own = {job: blocks[plan.victim, job.name, job.eps] for job in plan.jobs()}
+    own = {job: of(blocks, plan.victim, job) for job in plan.jobs()}
     for job, rows in own.items():
         if job.weaker is not None:
             _kept(job, rows, own[job.weaker], blocks[plan.victim, CLEAN, 0], notes)
@@ -165,7 +174,7 @@ def table(
         return
     depth = read_index(str(plan.index), "cosine").depth
     made = Table(plan, header["configuration"].get("left out", {}))
-    jobs = {(job.name, job.eps): job for job in plan.jobs()}
+    jobs = {key: jobs[0] for key, jobs in plan.rows().items()}
     for row, (key, queries) in zip(rows, blocks.items(), strict=True):
         victim, attack, eps = key
         # What was clocked, borrowed and built is told in the table only.
