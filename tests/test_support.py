@@ -28,7 +28,7 @@ def kinds(found: list[str]) -> list[str]:
 
 
 def test_what_two_hundred_people_show_has_no_caveat() -> None:
-    clean, attacked = np.r_[np.ones(190), np.zeros(10)], np.r_[np.ones(50), np.zeros(100)]
+    clean, attacked = np.r_[np.ones(190), np.zeros(10)], np.r_[np.ones(50), np.zeros(150)]
     assert told(clean) == []
     assert told(attacked, clean) == []
 
@@ -64,15 +64,15 @@ def test_a_difference_that_may_be_none_says_how_many_would_show_it() -> None:
 
 def test_what_is_resolved_is_found_four_times_of_five() -> None:
     """The power of a difference as large as the resolution, by simulation."""
-    rng, found, at = np.random.default_rng(0), 0, []
-    for trial in range(20):
-        change = rng.choice([-1.0, 0.0, 1.0], 100, p=[0.2, 0.6, 0.2])
-        at.append(resolution(paired_bootstrap(np.zeros(100), change, np.arange(150), trial)))
-    smallest = float(np.mean([each for each in at if each is not None]))
+    rng, people, found = np.random.default_rng(0), np.arange(100), 0
+    none = np.zeros(100)
+    equal = (rng.choice([-1.0, 0.0, 1.0], 100, p=[0.2, 0.6, 0.2]) for _ in range(20))
+    shown = [resolution(paired_bootstrap(none, change, people, 0)) for change in equal]
+    smallest = float(np.mean([each for each in shown if each is not None]))
     for trial in range(150):
         up, down = 0.2 + smallest / 2, 0.2 - smallest / 2
         change = rng.choice([-1.0, 0.0, 1.0], 100, p=[down, 0.6, up])
-        ends = paired_bootstrap(np.zeros(100), change, np.arange(150), trial)
+        ends = paired_bootstrap(none, change, people, trial)
         assert ends is not None
         found += ends[0] > 0
     assert 0.71 <= found / 150 <= 0.89
