@@ -7,7 +7,6 @@ is measured in docs/durability.md and held to that by the slow test.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,14 +128,13 @@ def test_what_is_drawn_belongs_to_the_picture_and_not_to_its_place(spec: str) ->
 
 
 @pytest.mark.slow
-def test_on_market1501_batches_move_numbers_within_the_tolerance(tmp_path: Path) -> None:
-    """docs/durability.md: the draws are the same to the bit, Recall@1 and mAP within 0.01."""
-    root = Path(os.environ.get("UTURN_TEST_DATA", "/nowhere"))
-    if not (root / "market1501").is_dir():
-        pytest.skip("set UTURN_TEST_DATA to a folder with market1501/")
+def test_on_market1501_batches_move_numbers_within_the_tolerance(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """docs/durability.md: the draws are the same to the bit, Recall@k and mAP within 0.01."""
     plan = Plan(
-        victim=f"osnet_x0_25:weights={root / 'osnet_x0_25_market1501.pth'}",
-        data=f"market1501:{root / 'market1501'}",
+        victim=f"osnet_x0_25:weights={shared_data / 'osnet_x0_25_market1501.pth'}",
+        data=f"market1501:{shared_data / 'market1501'}",
         attacks=("noise", "basic", "odfa"),
         eps=(4,),
         queries=100,

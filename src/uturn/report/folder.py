@@ -90,11 +90,8 @@ class Run:
             RunFolderError: there is no such table. ValueError: it lacks something.
         """
         names = ["attack", "eps", "query", *columns]
-        table = read_queries(self.path, ["victim", *names])
         jobs: dict[Job, dict[int, Columns]] = {}
-        for row in table:
-            if row["victim"] != victim:
-                continue
+        for row in read_queries(self.path, victim, names):
             seeds = jobs.setdefault((row["attack"], row["eps"]), {})
             job = seeds.setdefault(row["seed"], {name: [] for name in names[2:]})
             for name, column in job.items():
@@ -121,8 +118,8 @@ class Run:
             raise RunFolderError(f"cannot read the picture {path} of the run: {error}") from error
 
 
-def read_queries(path: Path, columns: Sequence[str]) -> list[Row]:
-    """``columns`` of the rows of ``queries.parquet``, and ``seed``: 0 in runs that had one only.
+def read_queries(path: Path, victim: str, columns: Sequence[str]) -> list[Row]:
+    """``columns`` of what ``victim`` makes of each query, and ``seed``: 0 where runs had no other.
 
     Raises:
         RunFolderError: there is no such table. ValueError: it lacks something.
@@ -131,7 +128,9 @@ def read_queries(path: Path, columns: Sequence[str]) -> list[Row]:
         with (path / "queries.parquet").open("rb") as file:
             there = pyarrow.parquet.read_schema(file).names
             seed = ["seed"] if "seed" in there else []
-            table = pyarrow.parquet.read_table(file, columns=[*columns, *seed])
+            table = pyarrow.parquet.read_table(
+                file, columns=[*columns, *seed], filters=[("victim", "==", victim)]
+            )
     except FileNotFoundError:
         raise RunFolderError(f"{path} has no queries.parquet; repeat its sweep") from None
     rows: list[Row] = table.to_pylist()
