@@ -123,7 +123,7 @@ def test_flags_come_with_what_to_do(folder: Path, tmp_path: Path) -> None:
 def test_no_flags_are_told_as_none(folder: Path, tmp_path: Path) -> None:
     def clear(content: Any) -> None:
         for row in content["rows"]:
-            row["flags"] = []
+            row["flags"] = row["caveats"] = []
 
     quiet = changed(folder, tmp_path / "run", "results.json", clear)
     quiet.header["nonnegative features"] = False

@@ -21,7 +21,7 @@ from uturn.cli import main
 from uturn.data.pictures import encode
 from uturn.errors import ArgumentError, RunFolderError
 from uturn.report.compare import Difference, write
-from uturn.retrieval.intervals import identity_bootstrap, paired_bootstrap
+from uturn.retrieval.intervals import holm, identity_bootstrap, paired_bootstrap, sign_flip
 from uturn.sweep import Plan, run
 from uturn.sweep.compare import compare
 
@@ -95,6 +95,36 @@ def test_differences_are_of_the_same_queries(runs: dict[str, Path]) -> None:
     assert not [key for key, _ in found.settings if key.startswith("jobs")]
 
 
+def test_p_values_are_corrected_over_the_whole_comparison(runs: dict[str, Path]) -> None:
+    found = compare([runs["plain"], runs["flipped"]])
+    one, two = (
+        {
+            (row["query"], row["attack"], row["eps"]): row
+            for row in pq.read_table(runs[name] / "queries.parquet").to_pylist()
+        }
+        for name in ("plain", "flipped")
+    )
+
+    def value(row: dict[str, Any], metric: str) -> float:
+        hit = float(row["first_match_rank"] <= int(metric.partition("@")[2] or 0))
+        return row["ap"] if metric == "map" else hit
+
+    told, raw = [], []
+    for line in found.pairs[0].lines:
+        keys = [key for key in one if key[1:] == (line.attack, line.eps)]
+        for metric, difference in line.differences.items():
+            changes = [value(two[key], metric) - value(one[key], metric) for key in keys]
+            raw.append(
+                sign_flip(np.array(changes), np.array([one[key]["identity"] for key in keys]))
+            )
+            assert difference is not None
+            told.append(difference)
+    assert len(told) == 4 * 5
+    assert min(raw) < 1
+    assert [difference.p for difference in told] == pytest.approx(holm(raw))
+    assert [difference.sure for difference in told] == [p <= 0.05 for p in holm(raw)]
+
+
 def test_a_run_beside_its_copy_differs_in_nothing_and_says_so_carefully(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -102,12 +132,15 @@ def test_a_run_beside_its_copy_differs_in_nothing_and_says_so_carefully(
     shutil.copytree(runs["plain"], copy)
     found = compare([runs["plain"], copy])
     assert found.settings == ()
-    slack = 1 - 0.025 ** (1 / found.identities)
+    clean = pq.read_table(runs["plain"] / "queries.parquet", filters=[("attack", "==", "clean")])
+    _, counts = np.unique(clean["identity"].to_numpy(), return_counts=True)
+    slack = 1 - 0.025 ** ((counts**2).sum() / counts.sum() ** 2)  # as many of equal size
     for line in found.pairs[0].lines:
         for told in line.differences.values():
             assert told is not None
             assert told.change == 0
             assert told.interval == pytest.approx((-slack, slack))
+            assert told.p == 1
             assert not told.sure
 
 
@@ -224,9 +257,9 @@ def test_other_conventions_leave_map_out(runs: dict[str, Path], tmp_path: Path) 
     other = changed(runs["flipped"], tmp_path / "run", trapezoid)
     found = compare([runs["plain"], other])
     assert found.metrics == ("recall@1", "recall@5", "recall@10")
-    assert found.notes == (
-        "mAP is left out: the runs average precision by plain and by trapezoid.",
-    )
+    told, few = found.notes
+    assert told == "mAP is left out: the runs average precision by plain and by trapezoid."
+    assert few.startswith(f"{found.identities} identities say little")
     assert found.notes[0] in found.markdown()
     assert found.notes[0] in found.html()
 
@@ -248,10 +281,10 @@ def test_pages_hold_every_difference(runs: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_a_sure_difference_stands_out() -> None:
-    assert Difference(0.5, 0.7, (0.1, 0.3)).sure
-    assert Difference(0.7, 0.5, (-0.3, -0.1)).sure
-    assert not Difference(0.5, 0.6, (-0.1, 0.3)).sure
-    assert not Difference(0.5, 0.6, None).sure
+    assert Difference(0.5, 0.7, (0.1, 0.3), 0.01, 0.14).sure
+    assert Difference(0.7, 0.5, (-0.3, -0.1), 0.05, 0.14).sure
+    assert not Difference(0.5, 0.6, (-0.1, 0.3), 0.2, 0.29).sure
+    assert not Difference(0.5, 0.6, None, 1.0, None).sure
 
 
 def test_strangers_names_are_text(runs: dict[str, Path], tmp_path: Path) -> None:

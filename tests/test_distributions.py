@@ -27,6 +27,19 @@ def job(ranks: list[int | None], levels: int, cameras: list[int]) -> dict[str, l
     }
 
 
+def by_camera(
+    attack: str, eps: float, cameras: dict[int, tuple[int, float, tuple[float, float] | None]]
+) -> dict[str, Any]:
+    return {
+        "attack": attack,
+        "eps": eps,
+        "cameras": {
+            str(camera): {"queries": queries, "recall@1": share, "ci95": ends}
+            for camera, (queries, share, ends) in cameras.items()
+        },
+    }
+
+
 CAMERAS = [1, 1, 2, 2, 2, 1]
 JOBS = {
     CLEAN: job([1, 1, 1, 1, 3, None], 0, CAMERAS),
@@ -110,21 +123,27 @@ def test_a_change_beyond_black_and_white_is_refused() -> None:
 
 
 def test_cameras_are_counted_apart() -> None:
-    drawn = distributions.by_camera(JOBS, "odfa")
+    rows = [
+        by_camera("clean", 0, {10: (2, 1.0, (0.4, 1.0)), 9: (1, 1.0, None)}),
+        by_camera("odfa", 8, {10: (2, 0.5, (0.1, 0.9)), 9: (1, 0.0, None)}),
+        by_camera("odfa", 2, {10: (2, 0.75, (0.2, 1.0)), 9: (1, 1.0, None)}),
+    ]
+    drawn = distributions.by_camera(rows, "odfa")
     assert drawn is not None
     assert drawn.head == ["camera", "queries", "clean", "ε = 2", "ε = 8"]
     assert drawn.lines == [
-        ["1", "2", "100.0 %", "50.0 %", "50.0 %"],
-        ["2", "3", "66.7 %", "66.7 %", "33.3 %"],
+        ["9", "1", "100.0 %", "100.0 %", "0.0 %"],
+        ["10", "2", "100.0 % (40.0–100.0)", "75.0 % (20.0–100.0)", "50.0 % (10.0–90.0)"],
     ]
-    one = {name: {**each, "camera": [0] * 6} for name, each in JOBS.items()}
-    assert distributions.by_camera(one, "odfa") is None
+    assert distributions.by_camera([{**row, "cameras": {}} for row in rows], "odfa") is None
+    old = [{key: row[key] for key in ("attack", "eps")} for row in rows]
+    assert distributions.by_camera(old, "odfa") is None
 
 
 def test_of_many_cameras_those_with_most_queries_are_shown() -> None:
-    cameras = [*range(30), *range(5, 29)]
-    jobs = {CLEAN: job([1] * 54, 0, cameras), ("odfa", 4): job([2] * 54, 4, cameras)}
-    drawn = distributions.by_camera(jobs, "odfa")
+    said = {camera: (1 + (5 <= camera < 29), 1.0, None) for camera in range(30)}
+    rows = [by_camera("clean", 0, said), by_camera("odfa", 4, said)]
+    drawn = distributions.by_camera(rows, "odfa")
     assert drawn is not None
     assert [line[:2] for line in drawn.lines] == [[str(c), "2"] for c in range(5, 29)]
 
@@ -132,6 +151,7 @@ def test_of_many_cameras_those_with_most_queries_are_shown() -> None:
 def test_transfer_needs_two_victims_and_shows_what_is_left() -> None:
     rows = [
         {"victim": victim, "attack": attack, "eps": eps, "recall@1": left}
+        | ({"ci95": {"recall@1": (0.7, 0.85)}} if (victim, eps) == ("b", 0) else {})
         for victim, attack, eps, left in (
             ("a", "clean", 0, 0.9),
             ("a", "odfa", 8, 0.1),
@@ -142,7 +162,7 @@ def test_transfer_needs_two_victims_and_shows_what_is_left() -> None:
     (drawn,) = distributions.transfer(rows, ["odfa"])
     assert distributions.titles(rows) == {"a": "itself", "b": "target 1"}
     assert drawn.head == ["attack", "itself", "target 1"]
-    assert drawn.lines == [["clean", "90.0 %", "80.0 %"], ["odfa", "10.0 %", "–"]]
+    assert drawn.lines == [["clean", "90.0 %", "80.0 % (70.0–85.0)"], ["odfa", "10.0 %", "–"]]
     assert drawn.svg.count("<rect") == 4
     assert distributions.transfer(rows[:2], ["odfa"]) == []
 

@@ -20,6 +20,7 @@ from PIL import Image
 from uturn.errors import RunFolderError
 from uturn.report import figures, html
 from uturn.report.text import table
+from uturn.retrieval.intervals import identity_bootstrap
 from uturn.sweep import Plan, run
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)<&'\""
@@ -158,6 +159,21 @@ def test_figures_escape_names() -> None:
     drawn = figures.curves("R", [line], 0.9)
     assert "<b>" not in drawn
     assert "&lt;b&gt;, ε=2: 50.0 % (95 %: 40.0 % to 60.0 %)" in drawn
+
+
+def test_cameras_have_intervals_of_their_own_queries(glyph_run: Path) -> None:
+    queries = pq.read_table(glyph_run / "queries.parquet").to_pylist()
+    for row in json.loads((glyph_run / "results.json").read_bytes())["rows"]:
+        own = [q for q in queries if (q["attack"], q["eps"]) == (row["attack"], row["eps"])]
+        assert set(row["cameras"]) == {f"{camera}" for camera in cameras(glyph_run)}
+        for camera, said in row["cameras"].items():
+            seen = [q for q in own if f"{q['camera']}" == camera]
+            hits = np.array([float(q["first_match_rank"] == 1) for q in seen])
+            people = np.array([q["identity"] for q in seen])
+            assert said["queries"] == len(seen)
+            assert said["recall@1"] == pytest.approx(hits.mean())
+            ends = identity_bootstrap(hits, people, 0)
+            assert said["ci95"] == (None if ends is None else pytest.approx(list(ends)))
 
 
 def cameras(folder: Path) -> set[int]:

@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "licences.md"
 HEAD = """\
 # Licences
 
-uturn is under the [MIT licence](../LICENSE) and copies nobody's package into itself. What it asks
+uturn is under the MIT licence and copies nobody's package into itself. What it asks
 pip for is listed here, by what the packages say of themselves, and under it what these need in turn
 on one Linux machine. Written by `docs/scripts/licences.py`, which `make audit` runs. Weights and
 data sets have licences of their own, which `uturn data get NAME` shows first.

@@ -194,6 +194,14 @@ def demo(out: Path, quiet: bool) -> None:
 )
 @click.option("--seed", default=0, show_default=True, help="Keys all randomness.")
 @click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Repeat attacks that draw something with so many seeds, --seed and those behind it; the "
+    "queries stay the same, and rows are means over the seeds.",
+)
+@click.option(
     "--convention",
     help="Average precision: plain, trapezoid or map@r (see `uturn list metrics`); default: "
     "plain, in paper mode trapezoid.",
@@ -723,13 +731,15 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(values))
     else:
-        intervals = values.pop("ci95")
+        intervals, open_ = values.pop("ci95"), values.pop("caveats")
         for name, value in values.items():
             shown = f"{value:.4f}" if isinstance(value, float) else str(value)
             low, high = intervals.get(name) or (None, None)
             click.echo(
                 f"{name:<24} {shown}" + ("" if low is None else f"  95 % {low:.4f}–{high:.4f}")
             )
+        for caveat in open_:
+            click.echo(f"caveat: {caveat}")
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]

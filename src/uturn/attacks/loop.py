@@ -12,7 +12,7 @@ from uturn.attacks.steps import Step, When, now
 from uturn.attacks.surrogates import Surrogate
 from uturn.attacks.threats import LInf, Threat
 from uturn.attacks.together import climb
-from uturn.attacks.views import Identity, View
+from uturn.attacks.views import Identity, View, is_random
 from uturn.errors import ArgumentError
 from uturn.types import LEVELS
 from uturn.victims.victim import Victim
@@ -74,6 +74,11 @@ class Attack:
     def looks(self) -> int:
         """Gradients per step and picture."""
         return len(self.views) * looks(self.objective)
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn on the way."""
+        return self.start != "clean" or any(map(is_random, self.views))
 
     @property
     def trail(self) -> tuple[Objective, tuple[View, ...], int]:

@@ -9,7 +9,7 @@ from typing import final
 import torch
 
 from uturn.attacks.objectives import Objective
-from uturn.attacks.problem import Attacker, Batch, Found, knowledge
+from uturn.attacks.problem import Attacker, Batch, Found, draws, knowledge
 from uturn.attacks.threats import Threat
 from uturn.errors import ArgumentError
 
@@ -50,6 +50,11 @@ class Minimal:
     @property
     def needs(self) -> tuple[str, ...]:
         return ("lost",)
+
+    @property
+    def draws(self) -> bool:
+        """Whether one of the ladder does."""
+        return any(map(draws, self.ladder))
 
     @property
     def gradients(self) -> int:

@@ -28,6 +28,10 @@ Start = Literal["clean", "sign", "sample"]
 """At the clean picture, one level up or down in every value, or anywhere in the threat."""
 
 
+_DRAWN = {"targets", "candidates", "queries", "others", "same"}
+"""Fields of the `Scene` that are drawn for a query (`uturn.sweep.insider`)."""
+
+
 class Attacker(Protocol):
     """Anything that changes pictures within a threat: `Attack`, or a loop of its own.
 
@@ -129,6 +133,14 @@ class Found:
 def knowledge(attack: Attacker) -> tuple[str, ...]:
     """The fields of the `Scene` that ``attack`` cannot do without."""
     return (*needs(attack.objective), *getattr(attack, "needs", ()))
+
+
+def draws(attack: Attacker) -> bool:
+    """Whether another seed may change what ``attack`` finds: it draws, or is given what is drawn.
+
+    One that has no ``draws`` of its own is taken to.
+    """
+    return bool(_DRAWN & {*knowledge(attack)}) or bool(getattr(attack, "draws", True))
 
 
 def perturbation(attack: Attacker, batch: Batch, found: Found, began: float) -> Perturbation:

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 import safetensors
@@ -52,6 +52,7 @@ class Universal:
 
     objective: None = None
     gradients: int = 0
+    draws: ClassVar = False
 
     __call__ = Attacker.__call__
 

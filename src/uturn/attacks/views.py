@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, final
+from typing import ClassVar, Protocol, TypeAlias, final
 
 import numpy as np
 import torch
@@ -30,10 +30,17 @@ class View(Protocol):
         ...
 
 
+def is_random(view: View) -> bool:
+    """Whether a view shows the same picture differently each time; one that does not say does."""
+    return bool(getattr(view, "random", True))
+
+
 @final
 @dataclass(frozen=True)
 class Identity:
     """The picture as it is."""
+
+    random: ClassVar = False
 
     def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
         return pixels
@@ -43,6 +50,8 @@ class Identity:
 @dataclass(frozen=True)
 class Flip:
     """Mirrored left to right, as re-ID systems show every picture a second time."""
+
+    random: ClassVar = False
 
     def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
         return pixels.flip(-1)
@@ -58,6 +67,8 @@ class Scale:
     """
 
     factor: float
+
+    random: ClassVar = False
 
     def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
         size = [max(1, round(side * self.factor)) for side in pixels.shape[-2:]]
@@ -75,6 +86,8 @@ class Noise:
 
     sigma: float
 
+    random: ClassVar = True
+
     def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
         shape = tuple(pixels.shape[1:])
         drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in draw])
@@ -91,6 +104,8 @@ class Neighbour:
 
     radius: float
 
+    random: ClassVar = True
+
     def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
         shape = tuple(pixels.shape[1:])
         drawn = np.stack([2 * rng.random(shape, dtype=np.float32) - 1 for rng in draw])
@@ -103,6 +118,8 @@ class Resample:
     """Shrunk by ``factor`` and enlarged again, bilinearly: what thumbnails do to a picture."""
 
     factor: float = 0.5
+
+    random: ClassVar = False
 
     def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
         whole = list(pixels.shape[-2:])
@@ -127,6 +144,8 @@ class ResizePad:
 
     shrink: float = 0.1
     chance: float = 0.5
+
+    random: ClassVar = True
 
     def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
         return torch.cat([self._one(p[None], rng) for p, rng in zip(pixels, draw, strict=True)])
@@ -153,6 +172,8 @@ class Jpeg:
     """
 
     quality: float
+
+    random: ClassVar = False
 
     def __call__(self, pixels: Pixels, draw: Draw) -> Pixels:
         try:

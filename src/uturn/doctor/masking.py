@@ -32,7 +32,7 @@ from uturn.errors import ArgumentError, BudgetError
 from uturn.progress import bar
 from uturn.retrieval import metrics
 from uturn.retrieval.extract import chunks, extract_all, extract_decoded
-from uturn.retrieval.intervals import identity_bootstrap
+from uturn.retrieval.intervals import identity_bootstrap, paired_bootstrap
 from uturn.retrieval.judge import Labels
 from uturn.retrieval.system import RetrievalSystem, require_matches
 from uturn.types import LEVELS
@@ -118,7 +118,8 @@ class Bench:
         Paired, query by query; 95 %, by bootstrap over identities.
         """
         difference = base.hits - other.hits
-        interval = identity_bootstrap(difference, self.split.query.identities, self.seed)
+        identities = self.split.query.identities
+        interval = paired_bootstrap(other.hits, base.hits, identities, self.seed)
         return float(np.nanmean(difference)), interval[0] if interval else 0.0
 
     def _hits(self, changed: Mapping[int, Tensor]) -> Column:

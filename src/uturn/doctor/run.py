@@ -91,19 +91,21 @@ def look_into(
 
 
 def _blocks(folder: Path, header: Mapping[str, Any], plan: Plan) -> dict[Job, list[Row]]:
-    """The attacked victim's rows by job; of a stopped run those of the batches that all have.
+    """The attacked victim's rows of all seeds, by the job of the first.
+
+    Of a stopped run those of the batches that all have.
 
     Raises:
         RunFolderError: no batch is finished.
     """
-    jobs = list(plan.jobs())
     if header.get("finished"):
         rows = numbers.per_query(folder, plan, Notes())
         if not rows:
             raise RunFolderError(f"queries.parquet of {folder} is not of its plan: `uturn verify`")
-        return {job: rows[plan.victim, job.name, job.eps] for job in jobs}
+        return {jobs[0]: rows[plan.victim, name, eps] for (name, eps), jobs in plan.rows().items()}
     parts = {
-        job: {path.name for path in (folder / "parts" / job.folder).glob("*.json")} for job in jobs
+        job: {path.name for path in (folder / "parts" / job.folder).glob("*.json")}
+        for job in plan.jobs()
     }
     whole = sorted(set.intersection(*parts.values()))
     if not whole:
@@ -111,12 +113,13 @@ def _blocks(folder: Path, header: Mapping[str, Any], plan: Plan) -> dict[Job, li
             f"no batch of the run in {folder} is finished; repeat its command to resume it"
         )
     return {
-        job: [
+        jobs[0]: [
             row
+            for job in jobs
             for name in whole
             for row in read_json(folder / "parts" / job.folder, name)["scores"][0]["rows"]
         ]
-        for job in jobs
+        for jobs in plan.rows().values()
     }
 
 

@@ -84,8 +84,10 @@ class RunBook:
             results = by_victim(read_json(path, "results.json")["rows"])[0]
             ap = precision(results[0]).removeprefix("m")  # ap of map, ap@100 of map@100
             columns = [*_COLUMNS, ap]
-            table = read_queries(path, columns)
-            rows = [row for row in table.to_pylist() if row["victim"] == results[0]["victim"]]
+            victim = results[0]["victim"]
+            own = read_queries(path, columns, victim=victim)
+            # Of several seeds the first, whose rank lists and folder are shown.
+            rows = [row for row in own if row["seed"] == own[0]["seed"]]
             before = {row["query"]: row["first_match_rank"] for row in rows if not row["eps"]}
             falls = [
                 Fall(

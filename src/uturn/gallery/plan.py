@@ -48,7 +48,7 @@ class GalleryPlan:
             if number is not None and number < 1:
                 raise ArgumentError(f"{name} is {number}; it has to be at least 1")
         plan, elsewhere = self.plan, ("queries", "rerank", "transfer_to", "survive", "monotone")
-        told = [name for name in elsewhere if getattr(plan, name)]
+        told = [name for name in elsewhere if getattr(plan, name)] + ["seeds"] * (plan.seeds > 1)
         if told or plan.mode == "paper":
             raise ArgumentError(
                 "gallery pictures are attacked, and ranked by one victim through a plain index; "

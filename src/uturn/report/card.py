@@ -18,7 +18,17 @@ from uturn.report import distributions, figures, page
 from uturn.report.figures import Point, Series
 from uturn.report.flags import named, remedies
 from uturn.report.folder import Row, Run, fitting
-from uturn.report.text import answered, interval, markdown, plain, precision, shown, value, verbatim
+from uturn.report.text import (
+    answered,
+    caveats,
+    interval,
+    markdown,
+    plain,
+    precision,
+    shown,
+    value,
+    verbatim,
+)
 
 _RELEVANT = {
     "cross-camera": "same identity, another camera",
@@ -177,6 +187,8 @@ def _protocol(run: Run) -> Iterator[tuple[str, str]]:
     asked = f"{clean['queries']:,} queries"
     drawn = f"{asked}, drawn by seed {own['seed']}" if own["queries"] else f"all {asked}"
     yield "asked", f"{drawn}, of {run.header['gallery']:,} gallery pictures"
+    if own.get("seeds", 1) > 1:
+        yield "seeds", f"attacks that draw are repeated with {own['seeds']}; shares are means"
     yield "relevant", _RELEVANT.get(own["protocol"], own["protocol"])
     again = f", then {own['rerank']}" if own.get("rerank") else ""
     yield "ranked by", f"{clean['index']}{again}"
@@ -210,11 +222,10 @@ def _lossy(run: Run) -> str:
 
 
 def _flags(run: Run) -> Iterator[str]:
-    """What rows confess, by kind, and what the run does."""
+    """What rows confess and what they do not bear out, by kind, and what the run does."""
     kinds: dict[str, list[str]] = {}
     for row in run.own:
-        for flag in row["flags"]:
-            kind, says = named(flag)
+        for kind, says in map(named, (*row["flags"], *caveats(row))):
             kinds.setdefault(kind, []).append(f"{row['attack']} at ε={row['eps']:g}: {says}")
     for kind, found in kinds.items():
         yield f"{kind}, {len(found)} of {len(run.own)} rows, such as {found[0]}"

@@ -16,6 +16,9 @@ from uturn.report import figures, page
 from uturn.report.matrix import Matrix
 from uturn.report.text import aligned, markdown, plain, shown, verbatim
 
+ALPHA = 0.05
+"""How often a comparison of equal runs may call any difference sure."""
+
 
 @final
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Difference:
     other: float
     interval: tuple[float, float] | None
     """95 %, of ``other − first``; None for fewer than two identities."""
+    p: float
+    """Of a sign-flip test by identity, two-sided; in a `Comparison`, by Holm over all that it
+    has."""
+    resolution: float | None
+    """The smallest difference that these queries show four times of five."""
 
     @property
     def change(self) -> float:
@@ -34,8 +42,8 @@ class Difference:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+        """Whether it would be rare if the runs were alike, at 5 % over the whole comparison."""
+        return self.p <= ALPHA
 
 
 @final
@@ -104,14 +112,14 @@ class Comparison:
         """For the terminal: Recall@1 and its difference."""
         parts = [self.summary]
         for pair in self.pairs:
-            lines = [["", "first", "this", "difference", "95 %"]]
+            lines = [["", "first", "this", "difference", "95 %", "p", "shows"]]
             for line in pair.lines:
                 told = line.differences[self.metrics[0]]
                 if told:
                     cells = (f"{told.first:.4f}", f"{told.other:.4f}", f"{told.change:+.4f}")
-                    lines.append([line.name, *cells, _ends(told)])
+                    lines.append([line.name, *cells, _ends(told), _chance(told.p), _shows(told)])
             parts.append("\n".join([f"{shown(self.metrics[0])} of {pair.run}", *aligned(lines)]))
-        return "\n\n".join(parts)
+        return "\n\n".join([*parts, *self.notes, KEY])
 
     def markdown(self) -> str:
         """Tables of every metric."""
@@ -127,7 +135,7 @@ class Comparison:
                 for line in pair.lines
             ]
             head = ["", *(f"{shown(key)}: 1 → {number}, difference" for key in self.metrics)]
-            parts += [f"## Run {number} against run 1", markdown(head, lines), _KEY]
+            parts += [f"## Run {number} against run 1", markdown(head, lines), f"**Bold**: {BOLD}"]
             if pair.missing:
                 parts.append(plain(pair.told))
         if self.matrices:
@@ -148,6 +156,9 @@ class Comparison:
                 [Markup(_forest(pair, metric)) for metric in (self.metrics[0], self.metrics[-1])]
                 for pair in self.pairs
             ],
+            chance=_chance,
+            shows=_shows,
+            bold=BOLD,
             fooled=FOOLED,
             plates=[
                 (matrix.title, Markup(matrix.svg()), matrix.table()) for matrix in self.matrices
@@ -164,13 +175,21 @@ class Comparison:
         )
 
 
-_KEY = "**Bold**: the interval of the difference leaves 0 out."
+BOLD = f"p ≤ {ALPHA}."
+
+KEY = (
+    "p: of a sign-flip test by identity, corrected by Holm over all differences of all metrics and "
+    "runs here. shows: the smallest difference that these queries show four times of five."
+)
+"""How to read what stands beside a difference."""
 
 NOTE = (
-    "Every difference is taken query by query. Its 95 % interval is by bootstrap over identities: "
-    "it says what other people or objects would change, not another training or another seed of "
-    "an attack. Of twenty intervals of equal runs, one leaves 0 out by chance."
-)
+    "Every difference is taken query by query; where attacks were repeated with several seeds, of "
+    "each query's mean over them. Its 95 % interval is by bootstrap over identities (and over "
+    "seeds, where there are several): it says what other people or objects would change, not "
+    "another training. Of twenty intervals of equal runs, one leaves 0 out by chance; p-values are "
+    "corrected for that. "
+) + KEY
 """What a reader of differences must know."""
 
 
@@ -204,7 +223,16 @@ def _cell(found: Difference | None) -> str:
     if found is None:
         return "–"
     change = f"**{found.change:+.4f}**" if found.sure else f"{found.change:+.4f}"
-    return f"{found.first:.4f} → {found.other:.4f}, {change} ({_ends(found)})"
+    chance = f"p {_chance(found.p)}, shows {_shows(found)}"
+    return f"{found.first:.4f} → {found.other:.4f}, {change} ({_ends(found)}; {chance})"
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _shows(found: Difference) -> str:
+    return "–" if found.resolution is None else f"±{found.resolution:.4f}"
 
 
 def _ends(found: Difference) -> str:

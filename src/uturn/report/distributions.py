@@ -16,7 +16,7 @@ from markupsafe import Markup
 from uturn.report import figures
 from uturn.report.figures import Bars
 from uturn.report.folder import CLEAN, Columns, Job, Row
-from uturn.report.text import by_victim
+from uturn.report.text import by_victim, interval
 
 COLUMNS = ("first_match_rank", "linf_levels", "camera")
 """Of ``queries.parquet``, what these figures are drawn from."""
@@ -169,30 +169,31 @@ def _level(eps: float, beyond: str = "never") -> str:
 # -- cameras --------------------------------------------------------------------------------------
 
 
-def by_camera(jobs: Jobs, attack: str) -> Figure | None:
-    """Recall@1 of the queries of each camera, clean and at every ε; None without two cameras."""
-    clean = jobs[CLEAN]
-    judged = [i for i, rank in enumerate(clean["first_match_rank"]) if rank is not None]
-    queries = Counter(clean["camera"][i] for i in judged)
+def by_camera(rows: Sequence[Row], attack: str) -> Figure | None:
+    """Recall@1 of the queries of each camera, clean and at every ε, with 95 % intervals.
+
+    ``rows`` are the attacked victim's. None where queries are of one camera only, and of runs from
+    before their tables had cameras.
+    """
+    levels = sorted((r for r in rows if r["attack"] == attack), key=lambda row: float(row["eps"]))
+    columns = {"clean": rows[0].get("cameras", {})}
+    columns |= {f"ε = {row['eps']:g}": row.get("cameras", {}) for row in levels}
+    queries = {camera: said["queries"] for camera, said in columns["clean"].items()}
     if len(queries) < 2:
         return None
-    cameras = sorted(camera for camera, _ in queries.most_common(CAMERAS))
-    columns = [("clean", CLEAN)]
-    columns += [(f"ε = {eps:g}", (attack, eps)) for eps in _levels(jobs, attack)]
-    hits = {
-        name: Counter(clean["camera"][i] for i in judged if jobs[job]["first_match_rank"][i] == 1)
-        for name, job in columns
-    }
-    values = [[hits[name][camera] / queries[camera] for name, _ in columns] for camera in cameras]
+    most = sorted(queries, key=lambda camera: -queries[camera])[:CAMERAS]
+    cameras = sorted(most, key=int)
+    values = [[of[camera]["recall@1"] for of in columns.values()] for camera in cameras]
     title = f"{attack}: Recall@1 by the query's camera"
     names = [f"camera {camera}" for camera in cameras]
     return Figure(
         title,
-        Markup(figures.heatmap(title, names, [name for name, _ in columns], values)),
-        ["camera", "queries", *(name for name, _ in columns)],
+        Markup(figures.heatmap(title, names, list(columns), values)),
+        ["camera", "queries", *columns],
         [
-            [f"{camera}", f"{queries[camera]}", *map(_percent, line)]
-            for camera, line in zip(cameras, values, strict=True)
+            [camera, f"{queries[camera]}"]
+            + [_with_ends(of[camera]["recall@1"], of[camera]["ci95"]) for of in columns.values()]
+            for camera in cameras
         ],
     )
 
@@ -212,6 +213,7 @@ def transfer(rows: Sequence[Row], attacks: Sequence[str]) -> list[Figure]:
     if len(called) < 2:
         return []
     left = {(row["victim"], row["attack"], row["eps"]): row["recall@1"] for row in rows}
+    ends = {(row["victim"], row["attack"], row["eps"]): interval(row, "recall@1") for row in rows}
     drawn = []
     for eps in sorted({row["eps"] for row in rows if row["eps"]}):
         names = [name for name in attacks if any((v, name, eps) in left for v in called)]
@@ -225,7 +227,16 @@ def transfer(rows: Sequence[Row], attacks: Sequence[str]) -> list[Figure]:
                     figures.heatmap(title, [*lines], [*called.values()], [*lines.values()], split=1)
                 ),
                 ["attack", *called.values()],
-                [[name, *map(_percent, values)] for name, values in lines.items()],
+                [
+                    [name]
+                    + [
+                        _with_ends(
+                            found, ends.get((victim, *(CLEAN if name == "clean" else (name, eps))))
+                        )
+                        for victim, found in zip(called, values, strict=True)
+                    ]
+                    for name, values in lines.items()
+                ],
             )
         )
     return drawn
@@ -294,6 +305,12 @@ def _tick(end: float, beyond: str = "never") -> str:
         if end >= size:
             return f"{end / size:g}{unit}"
     return f"{end:g}"
+
+
+def _with_ends(share: float | None, ends: Sequence[float] | None) -> str:
+    """A share and its 95 % interval, where it has one."""
+    told = "" if ends is None else f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})"
+    return _percent(share) + told
 
 
 def _percent(share: float | None) -> str:

@@ -78,24 +78,31 @@ class Run:
     def queries(self, victim: str, *columns: str) -> dict[Job, Columns]:
         """By attack and ε, ``columns`` of what ``victim`` makes of each query, and ``query``.
 
-        Every job has the same queries in the same order.
+        Every job has the same queries in the same order; of several seeds it is the first.
+
+        Raises:
+            RunFolderError: there is no such table. ValueError: it lacks something.
+        """
+        return {job: seeds[0] for job, seeds in self.repeats(victim, *columns).items()}
+
+    def repeats(self, victim: str, *columns: str) -> dict[Job, list[Columns]]:
+        """The same of every seed, one after another; an attack that draws nothing has one.
 
         Raises:
             RunFolderError: there is no such table. ValueError: it lacks something.
         """
         names = ["attack", "eps", "query", *columns]
-        told = read_queries(self.path, names, [("victim", "==", victim)])
-        table: Columns = told.to_pydict()
-        jobs: dict[Job, Columns] = {}
-        for attack, eps, *values in zip(*(table[name] for name in names), strict=True):
-            job = jobs.setdefault((attack, eps), {name: [] for name in names[2:]})
-            for column, found in zip(job.values(), values, strict=True):
-                column.append(found)
-        asked = jobs[CLEAN]["query"]
-        for (attack, eps), job in jobs.items():
-            if job["query"] != asked:
+        jobs: dict[Job, dict[int, Columns]] = {}
+        for row in read_queries(self.path, names, victim=victim):
+            seeds = jobs.setdefault((row["attack"], row["eps"]), {})
+            job = seeds.setdefault(row["seed"], {name: [] for name in names[2:]})
+            for name, column in job.items():
+                column.append(row[name])
+        (clean,) = jobs[CLEAN].values()
+        for (attack, eps), seeds in jobs.items():
+            if any(job["query"] != clean["query"] for job in seeds.values()):
                 raise ValueError(f"{attack} at ε={eps:g} was asked other queries than clean")
-        return jobs
+        return {job: [*seeds.values()] for job, seeds in jobs.items()}
 
     def picture(self, *place: str) -> Image.Image:
         """A picture of the run. Names come from its files, so they may not lead out of it.
@@ -114,29 +121,37 @@ class Run:
 
 
 def read_queries(
-    path: Path, columns: Sequence[str] | None = None, filters: list[Any] | None = None
-) -> Any:
-    """The table in ``queries.parquet`` of the run in ``path``, or some columns and rows of it.
+    path: Path, columns: Sequence[str] | None = None, *, victim: str | None = None
+) -> list[Row]:
+    """The rows of ``queries.parquet`` of the run in ``path``, or some ``columns`` of them.
+
+    ``victim``: of what this one scored only. ``seed`` is always there: 0 where a run had no other.
 
     Raises:
-        RunFolderError: there is none, it is damaged, or it claims more rows than it has bytes.
+        RunFolderError: there is no table, it is damaged, or it claims more rows than it has bytes.
     """
     file = path / "queries.parquet"
     try:
         with file.open("rb") as opened:
-            rows, size = pyarrow.parquet.ParquetFile(opened).metadata.num_rows, opened.seek(0, 2)
-            if rows > size:  # of each query there is a hash or a number of its own
-                raise ValueError(f"it claims {rows:,} rows in {size:,} bytes")
+            there, size = pyarrow.parquet.ParquetFile(opened), opened.seek(0, 2)
+            if there.metadata.num_rows > size:  # of each query there is a hash or a number
+                raise ValueError(f"it claims {there.metadata.num_rows:,} rows in {size:,} bytes")
+            if columns is not None:
+                columns = [*columns, *({"seed"} & set(there.schema_arrow.names))]
             opened.seek(0)
-            return pyarrow.parquet.read_table(
-                opened, columns=None if columns is None else list(columns), filters=filters
+            table = pyarrow.parquet.read_table(
+                opened,
+                columns=columns,
+                filters=None if victim is None else [("victim", "==", victim)],
             )
+        rows: list[Row] = table.to_pylist()
     except FileNotFoundError:
         raise RunFolderError(f"{path} has no queries.parquet; repeat its sweep") from None
     except Exception as error:  # a damaged file can make pyarrow raise anything
         raise RunFolderError(
             f"the files of {path} do not fit together: cannot read {file}: {error}"
         ) from error
+    return [{"seed": 0, **row} for row in rows]
 
 
 def require_sweep(path: Path, header: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ class _Apart:
             first,
             others,
             distributions.enough(jobs, styles, run.searching),
-            distributions.by_camera(jobs, strongest),
+            distributions.by_camera(run.own, strongest),
             distributions.transfer(run.rows, list(styles)),
             distributions.titles(run.rows),
         )

@@ -31,6 +31,8 @@ class Matrix:
     attacked: npt.NDArray[np.float64]
     clean: npt.NDArray[np.float64]
     """What the targets make of the same surrogate's clean pictures."""
+    ends: npt.NDArray[np.float64]
+    """The 95 % intervals of ``attacked``, ``(S, T, 2)``; NaN where a row has none."""
     white: npt.NDArray[np.bool_]
     """Where the surrogate is the target itself, whatever the two are called."""
 
@@ -55,7 +57,7 @@ class Matrix:
         """
         if not runs:
             raise ArgumentError("a matrix needs at least one run folder of `uturn sweep`")
-        pairs = dict[tuple[str, str], tuple[float, float]]()
+        pairs = dict[tuple[str, str], tuple[float, ...]]()
         for run in runs:
             for pair, values in _pairs(run, attack, eps, metric).items():
                 if pair in pairs:
@@ -67,8 +69,8 @@ class Matrix:
         others = dict.fromkeys(target for _, target in pairs)
         # In the surrogates' order first, so that the diagonal is the white box.
         targets = tuple(dict.fromkeys([*(s for s in surrogates if s in others), *others]))
-        nothing = (np.nan, np.nan)
-        both = np.array([[pairs.get((s, t), nothing) for t in targets] for s in surrogates])
+        nothing = (np.nan,) * 4
+        found = np.array([[pairs.get((s, t), nothing) for t in targets] for s in surrogates])
         named = titles or {}
         return cls(
             attack,
@@ -76,13 +78,14 @@ class Matrix:
             metric,
             tuple(named.get(name, name) for name in surrogates),
             tuple(named.get(name, name) for name in targets),
-            both[..., 0],
-            both[..., 1],
+            found[..., 0],
+            found[..., 1],
+            found[..., 2:],
             np.array([[s == t for t in targets] for s in surrogates]),
         )
 
     def text(self) -> str:
-        """A table for the terminal: a line per surrogate, ``attacked (clean)`` per target."""
+        """A table for the terminal: a line per surrogate, as `table` has it."""
         return "\n".join([self.title, *text.aligned(self.table())])
 
     def markdown(self) -> str:
@@ -104,15 +107,20 @@ class Matrix:
         )
 
     def table(self) -> list[list[str]]:
-        """A head, then a line per surrogate: ``attacked (clean)`` per target."""
+        """A head, then a line per surrogate: ``attacked (clean), 95 % …`` per target."""
 
-        def cell(value: float, clean: float) -> str:
-            return "–" if np.isnan(value) else f"{value:.4f} ({clean:.4f})"
+        def cell(value: float, clean: float, ends: tuple[float, float]) -> str:
+            told = "" if np.isnan(ends).any() else f", 95 % {ends[0]:.3f}–{ends[1]:.3f}"
+            return "–" if np.isnan(value) else f"{value:.4f} ({clean:.4f}){told}"
 
         body = [
             [name, *map(cell, *values)]
             for name, *values in zip(
-                self.surrogates, self.attacked.tolist(), self.clean.tolist(), strict=True
+                self.surrogates,
+                self.attacked.tolist(),
+                self.clean.tolist(),
+                self.ends.tolist(),
+                strict=True,
             )
         ]
         return [["crafted on", *self.targets], *body]
@@ -166,8 +174,8 @@ class Matrix:
 
 def _pairs(
     run: Path, attack: str, eps: float, metric: str
-) -> dict[tuple[str, str], tuple[float, float]]:
-    """(surrogate, target) → (attacked, clean)."""
+) -> dict[tuple[str, str], tuple[float, ...]]:
+    """(surrogate, target) → (attacked, clean, low and high end of the attacked)."""
     try:
         rows: list[dict[str, Any]] = json_of((run / "results.json").read_bytes())["rows"]
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -175,11 +183,12 @@ def _pairs(
             f"cannot read the results of {run} ({error!r}); `uturn sweep` makes a run folder"
         ) from None
     values = {(row["victim"], row["attack"], row["eps"]): _value(run, row, metric) for row in rows}
-    found = {}
+    found = dict[tuple[str, str], tuple[float, ...]]()
     for row in rows:
         if (row["attack"], row["eps"]) == (attack, eps):
             pair = (row.get("crafted_on", row["victim"]), row["victim"])
-            found[pair] = (_value(run, row, metric), values[row["victim"], "clean", 0])
+            ends = text.interval(row, metric) or (np.nan, np.nan)
+            found[pair] = (_value(run, row, metric), values[row["victim"], "clean", 0], *ends)
     if not found:
         there = sorted({f"{row['attack']} ε={row['eps']:g}" for row in rows if row["eps"]})
         raise RunFolderError(f"{run} has no {attack} at ε={eps:g}; it has {', '.join(there)}")

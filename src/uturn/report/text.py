@@ -67,6 +67,12 @@ def interval(row: dict[str, Any], metric: str) -> tuple[float, float] | None:
     return None if ends is None else (float(ends[0]), float(ends[1]))
 
 
+def caveats(row: dict[str, Any]) -> Sequence[str]:
+    """What a row's queries do not bear out; runs before that was told have none."""
+    found: Sequence[str] = row.get("caveats", ())
+    return found
+
+
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
     """A Markdown table without an end of line; ``numbers`` aligns all but the first column right.
 
@@ -136,7 +142,9 @@ def _block(rows: Sequence[dict[str, Any]]) -> str:
         for i, row in enumerate(rows)
     ]
     notes = [f"  {row['attack']} ε={row['eps']:g}: {f}" for row in rows for f in row["flags"]]
-    return "\n".join(aligned(cells) + (["flags:", *notes] if notes else []))
+    open_ = [f"  {row['attack']} ε={row['eps']:g}: {c}" for row in rows for c in caveats(row)]
+    told = (["flags:", *notes] if notes else []) + (["caveats:", *open_] if open_ else [])
+    return "\n".join(aligned(cells) + told)
 
 
 def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -145,6 +153,7 @@ def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     top-k is the share of queries whose true class is among the k largest logits. Goals are mean
     places of what was to rise or fall in the ranking, 0 first and 1 last. ``asked`` is the mean
     number of pictures asked per query, ``prior gradients`` the most that were borrowed for one.
+    ``seeds`` says over how many a row is the mean, ``R@1 sd`` how far they stand apart.
     """
     columns = [
         (title, [_top(row, key, bounds) for row in rows])
@@ -168,10 +177,26 @@ def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         columns.append(("asked", [f"{row['asked']:.0f}" for row in rows]))
     if any(row.get("prior_gradients") for row in rows):
         columns.append(("prior gradients", [f"{row['prior_gradients']:g}" for row in rows]))
+    if any(len(_drawn(row)) > 1 for row in rows):
+        columns.append(("seeds", [f"{len(_drawn(row))}" if row["eps"] else "" for row in rows]))
+        columns.append(
+            (f"{shown('recall@1')} sd", [_cell(_spread(row), "recall@1") for row in rows])
+        )
     # An attack that looks for the smallest change uses less than it may.
     if any(row["eps"] and row.get("linf_levels", row["eps"]) < row["eps"] for row in rows):
         columns.append(("median levels", [f"{row['linf_levels']:g}" for row in rows]))
     return columns
+
+
+def _drawn(row: dict[str, Any]) -> Sequence[int]:
+    """The seeds that a row's values are means over; runs before there were several had one."""
+    seeds: Sequence[int] = row.get("seeds", {}).get("drawn", ())
+    return seeds
+
+
+def _spread(row: dict[str, Any]) -> dict[str, Any]:
+    spread: dict[str, Any] = row.get("seeds", {}).get("sd", {})
+    return spread
 
 
 def _top(row: dict[str, Any], key: str, bounds: bool) -> str:

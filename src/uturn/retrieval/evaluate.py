@@ -26,6 +26,7 @@ from uturn.retrieval.judge import Labels
 from uturn.retrieval.ranking import Ranking, join, rank_chunk, scored
 from uturn.retrieval.rerank import asks_all_at_once
 from uturn.retrieval.single_shot import recall_single_shot
+from uturn.retrieval.support import caveats
 from uturn.retrieval.system import RetrievalSystem, require_matches
 from uturn.retrieval.verification import Impostors
 from uturn.victims.victim import Victim
@@ -49,7 +50,7 @@ def evaluate(
     (or, for success, a right first match), or if it needs more of the ranking than the index gives;
     of an index that answers with its first k items there is ``map@k``, and how many of the exact
     nearest it answers the clean queries with. ``ci95`` holds intervals by bootstrap over
-    identities.
+    identities, ``caveats`` what the queries do not bear out (`uturn.retrieval.support`).
     Where the identities are the classes of the victim's classifier, ``top1`` and ``top5`` say how
     it does, with intervals by bootstrap over queries.
 
@@ -118,6 +119,16 @@ def evaluate(
         answered[f"index recall@{NEAREST}"] = recall
     hits = _classified(victim, split, progress) if classifies(victim, split) else {}
     weights = {tpr: matches}  # of genuine pairs, not of queries
+    identities = split.query.identities
+    intervals = {
+        name: identity_bootstrap(column, identities, seed, weights.get(name))
+        for name, column in columns.items()
+        if name not in ("mean_first_match", "cosine_to_clean")  # no fractions of queries
+    }
+    was = None
+    if originals is not None:
+        right = metrics.recall_at(before.ranking, 1).double().cpu().numpy()
+        was = metrics.known(right, matches)
     return {
         "victim": victim.name,
         "data": split.name,
@@ -131,12 +142,8 @@ def evaluate(
         "median_first_match": median(columns["mean_first_match"]),
         **answered,
         **{name: float(hit.mean()) for name, hit in hits.items()},
-        "ci95": {
-            name: identity_bootstrap(column, split.query.identities, seed, weights.get(name))
-            for name, column in columns.items()
-            if name not in ("mean_first_match", "cosine_to_clean")  # no fractions of queries
-        }
-        | {name: query_bootstrap(hit, seed) for name, hit in hits.items()},
+        "ci95": intervals | {name: query_bootstrap(hit, seed) for name, hit in hits.items()},
+        "caveats": caveats(columns["recall@1"], identities, intervals["recall@1"], seed, was),
     }
 
 

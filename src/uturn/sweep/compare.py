@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,8 +17,9 @@ from uturn.report.flags import PAGE, graver
 from uturn.report.folder import CLEAN, Columns, Run, fitting
 from uturn.report.matrix import Matrix
 from uturn.report.text import flat, precision
-from uturn.retrieval.intervals import paired_bootstrap
+from uturn.retrieval.intervals import holm, paired_bootstrap, sign_flip
 from uturn.retrieval.metrics import RECALLS
+from uturn.retrieval.support import ENOUGH, resolution
 from uturn.sweep.doubts import MUCH
 
 SEED = 0
@@ -59,15 +60,20 @@ def _compared(runs: Sequence[_Scores]) -> Comparison:
         _pair(first, other, columns[0], values, metrics, identities)
         for other, values in zip(others, columns[1:], strict=True)
     ]
-    called = _called(runs)
+    called, people = _called(runs), len(np.unique(identities))
+    if people < ENOUGH:
+        notes.append(
+            f"{people} identities say little of others: intervals over fewer than {ENOUGH} are too "
+            "narrow."
+        )
     return Comparison(
         first=str(first.run.path),
         data=str(first.run.configuration["data"]),
         queries=len(common),
-        identities=len(np.unique(identities)),
+        identities=people,
         metrics=metrics,
         settings=_settings([run.run for run in runs]),
-        pairs=tuple(pairs),
+        pairs=tuple(_corrected(pairs)),
         notes=(*notes, *_confessed(runs), *_transferred(runs, positions, identities)),
         called=called,
         matrices=tuple(_matrices(runs, called)),
@@ -80,7 +86,8 @@ class _Scores:
     """A run and what its victims make of each query."""
 
     run: Run
-    jobs: dict[Scored, Columns]
+    jobs: dict[Scored, list[Columns]]
+    """Of every seed."""
     position: dict[str, int]
     """Of a query, by its name."""
     precision: str
@@ -90,14 +97,14 @@ class _Scores:
     def read(cls, folder: Path) -> _Scores:
         run = Run.read(folder)
         with fitting(folder):
-            jobs: dict[Scored, Columns] = {}
+            jobs: dict[Scored, list[Columns]] = {}
             metric = precision(run.rows[0])
             ap = metric.removeprefix("m")  # ap of map, ap@100 of map@100
             for victim in dict.fromkeys(row["victim"] for row in run.rows):
                 scorer = None if victim == run.victim else victim
-                read = run.queries(victim, "identity", "camera", "first_match_rank", ap)
+                read = run.repeats(victim, "identity", "camera", "first_match_rank", ap)
                 jobs |= {(scorer, *job): columns for job, columns in read.items()}
-            names = jobs[(None, *CLEAN)]["query"]
+            names = jobs[(None, *CLEAN)][0]["query"]
             return cls(run, jobs, {name: place for place, name in enumerate(names)}, metric)
 
     @property
@@ -109,19 +116,25 @@ class _Scores:
     @property
     def labels(self) -> list[tuple[int, int]]:
         """Identity and camera of each query."""
-        clean = self.jobs[(None, *CLEAN)]
+        clean = self.jobs[(None, *CLEAN)][0]
         return list(zip(clean["identity"], clean["camera"], strict=True))
 
     def values(
         self, metrics: Sequence[str], which: Sequence[int]
     ) -> dict[Scored, dict[str, npt.NDArray[np.float64]]]:
-        """By job and metric, ``(Q,)`` values of the queries ``which``; NaN without a match."""
+        """By job and metric, ``(Q, S)`` values of the queries ``which`` by every seed.
+
+        NaN without a match.
+        """
         found = {}
-        for job, columns in self.jobs.items():
-            first = np.array(columns["first_match_rank"], dtype=np.float64)[list(which)]
+        for job, seeds in self.jobs.items():
+
+            def column(name: str, seeds: list[Columns] = seeds) -> npt.NDArray[np.float64]:
+                return np.array([each[name] for each in seeds], dtype=np.float64).T[list(which)]
+
+            first = column("first_match_rank")
             values = {f"recall@{k}": np.where(np.isnan(first), np.nan, first <= k) for k in RECALLS}
-            ap = columns[self.precision.removeprefix("m")]
-            values[self.precision] = np.array(ap, dtype=np.float64)[list(which)]
+            values[self.precision] = column(self.precision.removeprefix("m"))
             found[job] = {metric: values[metric] for metric in metrics}
         return found
 
@@ -210,11 +223,32 @@ def _difference(
     after: npt.NDArray[np.float64],
     identities: npt.NDArray[np.int64],
 ) -> Difference | None:
-    both = ~np.isnan(before + after)
+    before_mean, after_mean = before.mean(1), after.mean(1)  # over the seeds
+    both = ~np.isnan(before_mean + after_mean)
     if not both.any():
         return None
     interval = paired_bootstrap(before, after, identities, SEED)
-    return Difference(float(before[both].mean()), float(after[both].mean()), interval)
+    p = sign_flip(after_mean - before_mean, identities)
+    means = float(before_mean[both].mean()), float(after_mean[both].mean())
+    return Difference(*means, interval, 1.0 if p is None else p, resolution(interval))
+
+
+def _corrected(pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """With every p-value as it stands beside all others of the comparison."""
+    every = [d for pair in pairs for line in pair.lines for d in line.differences.values() if d]
+    adjusted = iter(holm([difference.p for difference in every]))
+    for pair in pairs:
+        lines = [
+            replace(
+                line,
+                differences={
+                    key: difference and replace(difference, p=next(adjusted))
+                    for key, difference in line.differences.items()
+                },
+            )
+            for line in pair.lines
+        ]
+        yield replace(pair, lines=tuple(lines))
 
 
 def _called(runs: Sequence[_Scores]) -> dict[str, str]:

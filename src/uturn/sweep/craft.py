@@ -299,7 +299,7 @@ class _Crafter:
     def _found(
         self, jobs: list[Job], images: Tensor, scene: Scene, names: Sequence[str]
     ) -> Iterator[list[Share]]:
-        victim, seed = self.attacked.victim, self.plan.seed
+        victim, seed = self.attacked.victim, self.plan.seed + jobs[0].repeat
         climbing = [job.attack for job in jobs if isinstance(job.attack, Attack)]
         asking = [job.attack for job in jobs if isinstance(job.attack, BlackBox)]
         if climbing:

@@ -89,13 +89,15 @@ class Doubt:
 def doubts(seed: int, blocks: Mapping[Job, list[Row]], looks: Looks, *, own: bool) -> list[Doubt]:
     """Everything that can be doubted of what one victim scored, whether it is cause for it or not.
 
-    ``blocks`` are its rows per query by job, all of the same queries. ``own``: it is the victim
+    ``blocks`` are its rows per query by job, all of the same queries; of several seeds the first
+    is doubted. ``own``: it is the victim
     that was attacked; of another that only scored the pictures just ``looks`` are told. ``seed`` is
     that of the run's intervals.
     """
     found = list(_looked(looks))
     if own:
-        trials = [_Trial(job, rows, seed) for job, rows in blocks.items()]
+        count = len(next(iter(blocks.values())))  # clean draws nothing
+        trials = [_Trial(job, rows[:count], seed) for job, rows in blocks.items()]
         clean, *attacked = trials
         for trial in attacked:
             found += [*_finite(trial), *_climb(trial), *_in_vain(clean, trial)]

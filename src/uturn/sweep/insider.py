@@ -92,7 +92,7 @@ class Insider:
             chosen = top(self.system.whole.scores(features), ignored, CHOSEN)[0]
         else:
             count = 1 if "targets" in wanted else CHOSEN
-            chosen = self._draw(names, "goal", ~(relevant | ignored), count)
+            chosen = self._draw(job, names, "goal", ~(relevant | ignored), count)
         return Goal(chosen, "queries" in wanted, "targets" in wanted)
 
     def scene(
@@ -111,10 +111,11 @@ class Insider:
         given = None if goal is None else self.features[goal.chosen]
         rivals = None
         if "others" in wanted:
-            rivals = self.features[self._draw(names, "rivals", ~(relevant | ignored), RIVALS)]
+            allowed = ~(relevant | ignored)
+            rivals = self.features[self._draw(job, names, "rivals", allowed, RIVALS)]
         same = None
         if "same" in wanted:
-            known = self._draw(names, "known", relevant, KNOWN)
+            known = self._draw(job, names, "known", relevant, KNOWN)
             same = self.features[known]
             # A query without a match has nothing to flee from but itself.
             alone = relevant.sum(1) == 0
@@ -191,12 +192,14 @@ class Insider:
         ]
         return to_pixels(to_images(shaped)).to(self.victim.device)
 
-    def _draw(self, names: Sequence[str], purpose: str, allowed: Tensor, count: int) -> Tensor:
+    def _draw(
+        self, job: Job, names: Sequence[str], purpose: str, allowed: Tensor, count: int
+    ) -> Tensor:
         """``(B, count)`` allowed gallery items; repeated where there are too few."""
         drawn = []
         for name, row in zip(names, allowed.cpu().numpy(), strict=True):
             items = np.flatnonzero(row)
-            rng = generator(self.seed, name, purpose)
+            rng = generator(self.seed + job.repeat, name, purpose)
             if not len(items):
                 drawn.append(np.zeros(count, dtype=np.int64))
             else:

@@ -12,7 +12,7 @@ from uturn import specs
 from uturn.attacks.blackbox import BlackBox, asks
 from uturn.attacks.loop import Attack
 from uturn.attacks.presets import MEMBERS, WORST, Mode, load_attack
-from uturn.attacks.problem import Attacker
+from uturn.attacks.problem import Attacker, draws
 from uturn.attacks.threats import Threat
 from uturn.data.channels import CHANNELS
 from uturn.errors import ArgumentError
@@ -40,6 +40,8 @@ class Job:
     members: tuple[Job, ...] = ()
     weaker: Job | None = None
     """The attack at the ε before, whose pictures are kept where they were enough."""
+    repeat: int = 0
+    """By how much its seed is larger than the plan's; 0 where nothing is drawn."""
 
     @property
     def threat(self) -> Threat | None:
@@ -57,7 +59,8 @@ class Job:
         if name != self.name.replace(":", "_", 1) or len(name) > 100:
             digest = hashlib.blake2b(self.name.encode(), digest_size=4).hexdigest()
             name = f"{name[:80]}-{digest}"
-        return f"{name}/eps{self.eps}"
+        again = f",repeat{self.repeat}" if self.repeat else ""
+        return f"{name}/eps{self.eps}{again}"
 
     @property
     def gradients(self) -> int:
@@ -85,13 +88,14 @@ def together(jobs: Iterable[Job]) -> list[list[Job]]:
     """Jobs in groups that go together, in the order of their firsts.
 
     Attacks on one trail climb together (`uturn.attacks.together`), black boxes ask together
-    (`uturn.attacks.blackbox`). Who waits for others goes alone, and so do other loops of their own.
+    (`uturn.attacks.blackbox`), each seed for itself. Who waits for others goes alone, and so do
+    other loops of their own.
     """
     groups = dict[Any, list[Job]]()
     for job in jobs:
         attack = job.attack
         shared = attack if isinstance(attack, (Attack, BlackBox)) and not job.waits else None
-        key = job if shared is None else shared.trail
+        key = job if shared is None else (shared.trail, job.repeat)
         groups.setdefault(key, []).append(job)
     return list(groups.values())
 
@@ -111,6 +115,9 @@ class Plan:
     eps: tuple[float, ...] = (2, 4, 8, 12, 16)
     queries: int | None = None
     seed: int = 0
+    seeds: int = 1
+    """With how many seeds, this one and those that follow it, attacks that draw are repeated. Which
+    queries are asked is drawn by the first of them."""
     convention: str | None = None
     """Of average precision; None is ``plain``, in paper mode ``trapezoid``."""
     index: str | None = None
@@ -169,8 +176,9 @@ class Plan:
                 f"every victim scores once; got {self.victim} and to transfer to "
                 f"{list(self.transfer_to)}"
             )
-        if self.batch_size < 1:
-            raise ArgumentError(f"the batch size must be at least 1, got {self.batch_size}")
+        for name, count in (("batch size", self.batch_size), ("number of seeds", self.seeds)):
+            if count < 1:
+                raise ArgumentError(f"the {name} must be at least 1, got {count}")
         if paper and WORST in self.attacks:
             raise ArgumentError(f"{WORST} is a set of attacks of its own, which the paper has not")
         list(self.jobs())  # an unknown attack or an impossible ε fails here, not in an hour
@@ -181,21 +189,30 @@ class Plan:
         return (self.victim, *self.transfer_to)
 
     def jobs(self) -> Iterator[Job]:
-        """The clean queries first, then every attack at every ε; what ``worst`` needs before it."""
+        """The clean queries first, then every attack at every ε; what ``worst`` needs before it.
+
+        Repeats with other seeds follow their first; what draws nothing has none.
+        """
         yield Job(CLEAN, 0)
         for name in self._names():
             for eps in self.eps:
-                if name == WORST:
-                    members = tuple(self._job(member, eps) for member in MEMBERS)
-                    yield Job(WORST, eps, members=members)
-                else:
-                    yield self._job(name, eps)
+                yield from dict.fromkeys(self._job(name, eps, n) for n in range(self.seeds))
 
-    def _job(self, name: str, eps: float) -> Job:
+    def rows(self) -> dict[tuple[str, float], list[Job]]:
+        """The jobs of each row of the table, by attack and ε: of one seed after another."""
+        found = dict[tuple[str, float], list[Job]]()
+        for job in self.jobs():
+            found.setdefault((job.name, job.eps), []).append(job)
+        return found
+
+    def _job(self, name: str, eps: float, repeat: int) -> Job:
+        if name == WORST:
+            members = tuple(self._job(member, eps, repeat) for member in MEMBERS)
+            return Job(WORST, eps, members=members, repeat=max(each.repeat for each in members))
         smaller = self.eps[: self.eps.index(eps)] if self.monotone else ()
-        weaker = self._job(name, smaller[-1]) if smaller else None
+        weaker = self._job(name, smaller[-1], repeat) if smaller else None
         attack = load_attack(name, eps=eps, mode=self.mode, max_queries=self.max_queries)
-        return Job(name, eps, attack, weaker=weaker)
+        return Job(name, eps, attack, weaker=weaker, repeat=repeat if draws(attack) else 0)
 
     def _names(self) -> list[str]:
         """The attacks, each once, with the members of ``worst`` before it."""
@@ -215,7 +232,7 @@ class Plan:
         spelled = {
             f"{job.name} eps={job.eps}": repr(job.attack or [member.name for member in job.members])
             for job in self.jobs()
-            if job.eps
+            if job.eps and not job.repeat
         }
         plan = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {**plan, "jobs": spelled}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from uturn.retrieval.intervals import (
     weighted_mean,
 )
 from uturn.retrieval.rerank import build_stages
+from uturn.retrieval.support import caveats
 from uturn.retrieval.system import require_apart, require_matches
 from uturn.sweep import checks
 from uturn.sweep.agenda import batches
@@ -139,20 +141,25 @@ class _Reduction:
         for number, scorer in enumerate(self.scorers):
             seen[scorer.name] = Looks.of(scorer.victim, split, scorer.features, plan.seed)
             blocks, costs = dict[Job, list[Row]](), dict[Job, Cost]()
-            for job in plan.jobs():
-                parts = [self.folder.part(job, n) for n in range(count)]
-                scores = [part["scores"][number] for part in parts]
+            for jobs in plan.rows().values():
+                job, rows = jobs[0], list[Row]()
                 key = {"victim": scorer.name, "attack": job.name, "eps": job.eps}
-                rows = [{**key, **row} for score in scores for row in score["rows"]]
-                seconds = sum(part["seconds"] for part in parts)
-                borrowed = max(part["prior_gradients"] for part in parts)
-                spent += sum(part["gradients"] for part in parts if number == 0)
+                parts = [[self.folder.part(each, n) for n in range(count)] for each in jobs]
+                for each, own in zip(jobs, parts, strict=True):
+                    seeded = {**key, "seed": plan.seed + each.repeat}
+                    rows += [
+                        {**seeded, **row} for part in own for row in part["scores"][number]["rows"]
+                    ]
+                every = list(itertools.chain.from_iterable(parts))
+                seconds = sum(part["seconds"] for part in every)
+                borrowed = max(part["prior_gradients"] for part in every)
+                spent += sum(part["gradients"] for part in every if number == 0)
                 queries += rows
                 blocks[job], costs[job] = rows, Cost(seconds, borrowed)
                 ranklists += [
                     {**key, "folder": job.folder, **answer}
-                    for score in scores
-                    for answer in score["answers"]
+                    for part in parts[0]  # of the first seed
+                    for answer in part["scores"][number]["answers"]
                 ]
             results += table.rows(scorer.terms, blocks, costs, seen[scorer.name])
         alone = sum(job.gradients for job in plan.jobs() if not job.members)
@@ -202,6 +209,8 @@ class Table:
     ) -> list[Row]:
         """What ``by`` made of every job, from its rows per query; the clean queries come first.
 
+        Rows are those of one seed after another, under the job of the first.
+
         Without ``looks``, which runs from before there were doubts lack, none is told.
         """
         clean, *_ = blocks.values()
@@ -223,9 +232,16 @@ class Table:
         cost: Cost,
         doubted: Sequence[str],
     ) -> Row:
+        """What ``by`` made of a job, from its rows per query and those of the clean queries.
+
+        ``rows`` are those of one seed after another, and values stand ``(Q, S)`` here.
+        """
+        count = len(rows) // len(clean)
+        seeds = [row["seed"] for row in rows[:: len(clean)]]
 
         def column(key: str, of: list[Row] = rows) -> Column:
-            return np.array([row[key] for row in of], dtype=np.float64)  # None → NaN
+            found = np.array([row[key] for row in of], dtype=np.float64)  # None → NaN
+            return found.reshape(-1, len(clean)).T
 
         def values(suffix: str = "") -> dict[str, Column]:
             first = column(f"first_match_rank{suffix}")
@@ -239,8 +255,9 @@ class Table:
             return {**hit, **precision}
 
         matches = column("matches")
-        identities, measured = column("identity").astype(np.int64), values()
-        first, before = column("first_match_rank"), column("first_match_rank", clean)
+        identities, measured = column("identity", clean)[:, 0].astype(np.int64), values()
+        first = column("first_match_rank")
+        before = column("first_match_rank", clean).repeat(count, 1)
         lost = metrics.attack_success(torch.from_numpy(before), torch.from_numpy(first)).numpy()
         more = {
             "success": lost if job.eps else np.full_like(lost, np.nan),
@@ -255,30 +272,36 @@ class Table:
             for k in (TOPS if by.classes else ())
         }
         # Of genuine pairs, not of queries.
-        weights = {f"tpr@fpr={metrics.FPR}": matches}
+        weights = {f"tpr@fpr={metrics.FPR}": matches[:, 0]}
+        intervals = {
+            name: identity_bootstrap(value, identities, self.plan.seed, weights.get(name))
+            for name, value in {**measured, **more}.items()
+            if name != "mean_first_match"  # no fraction of queries
+        }
+        asked, hits = self.plan.seed, measured["recall@1"]
+        right = np.where(np.isnan(before), np.nan, before <= 1)[:, 0]
         return {
             "attack": job.name,
             "eps": job.eps,
             "victim": by.name,
             "crafted_on": self.plan.victim,
             "data": self.plan.data,
-            "queries": len(rows),
+            "queries": len(clean),
             "convention": by.convention,
             "index": by.index,
             **{name: weighted_mean(value) for name, value in measured.items()},
             "cosine": float(column("cosine_to_clean").mean()),
             "linf_levels": float(np.median(column("linf_levels"))),
             "goal": self._goal(rows),
-            "ci95": {
-                name: identity_bootstrap(value, identities, self.plan.seed, weights.get(name))
-                for name, value in {**measured, **more}.items()
-                if name != "mean_first_match"  # no fraction of queries
-            }
-            | {name: query_bootstrap(hits, self.plan.seed) for name, hits in tops.items()},
+            "ci95": intervals
+            | {name: query_bootstrap(value, self.plan.seed) for name, value in tops.items()},
             "metrics": {
-                **{name: weighted_mean(value, weights.get(name)) for name, value in more.items()},
+                **{
+                    name: weighted_mean(value, matches if name in weights else None)
+                    for name, value in more.items()
+                },
                 "median_first_match": median(first),
-                **{name: float(hits.mean()) for name, hits in tops.items()},
+                **{name: float(value.mean()) for name, value in tops.items()},
             },
             "survive": {
                 channel: {
@@ -286,11 +309,16 @@ class Table:
                 }
                 for channel in self.plan.survive
             },
+            "seeds": _by_seed(seeds, measured),
+            "cameras": _by_camera(column("camera", clean)[:, 0], hits, identities, asked),
             "gradients": job.gradients,
             "asked": float(column("asked").mean()),
             "prior_gradients": cost.borrowed,
             "seconds": round(cost.seconds, 3),
             "flags": [*doubted, *checks.flags(rows, job.eps, self.left_out)],
+            "caveats": caveats(
+                hits, identities, intervals["recall@1"], asked, right if job.eps else None
+            ),
         }
 
     def _goal(self, rows: list[Row]) -> Row | None:
@@ -306,3 +334,38 @@ class Table:
             "attacked": mean("goal_rank"),
             "first": float(np.mean([row["goal_first"] for row in rows])),
         }
+
+
+def _by_seed(seeds: Sequence[int], measured: Mapping[str, Column]) -> Row:
+    """What each seed comes to by itself, and how far seeds stand apart.
+
+    Of an attack that draws nothing, and of the clean queries, there is one, and no spread.
+    """
+    each = {
+        name: [weighted_mean(value[:, n]) for n in range(len(seeds))]
+        for name, value in measured.items()
+    }
+    spread = {
+        name: float(np.std([value for value in values if value is not None], ddof=1))
+        if len(values) > 1 and None not in values
+        else None
+        for name, values in each.items()
+    }
+    return {"drawn": list(seeds), "each": each, "sd": spread}
+
+
+def _by_camera(
+    cameras: Column, hits: Column, identities: npt.NDArray[np.int64], seed: int
+) -> dict[str, Row]:
+    """Recall@1 of the queries of each camera; empty where there is one camera only."""
+    judged = ~np.isnan(hits).all(1)
+    known = np.unique(cameras[judged])
+    found = {}
+    for camera in known if len(known) > 1 else ():
+        of = judged & (cameras == camera)
+        found[f"{camera:.0f}"] = {
+            "queries": int(of.sum()),
+            "recall@1": weighted_mean(hits[of]),
+            "ci95": identity_bootstrap(hits[of], identities[of], seed),
+        }
+    return found

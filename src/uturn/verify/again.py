@@ -40,7 +40,7 @@ from uturn.sweep.scorer import SHOWN, Queries, Scorer
 from uturn.sweep.store import Row
 from uturn.verify.files import picture
 from uturn.verify.notes import Notes
-from uturn.verify.numbers import Block, compare, same
+from uturn.verify.numbers import Block, compare, of, same
 from uturn.victims.victim import At
 
 NEAR = 1e-4
@@ -288,10 +288,10 @@ class _Again:
     def _compare(self, look: _Look, number: int) -> None:
         """A scorer's rows of a batch with those of the run."""
         job, part = look.job, slice(look.batch.start, look.batch.stop)
-        block = self.blocks[self.names[number], job.name, job.eps][part]
+        block = of(self.blocks, self.names[number], job)[part]
         for position, (there, now) in enumerate(zip(block, look.rows[number], strict=True)):
             by = f" by {self.names[number]}" if number else ""
-            where = f"{job.name} at ε={job.eps:g}{by}, query {now['query']}"
+            where = f"{job.name} at ε={job.eps:g}{by}, query {now['query']}{_drawn(job)}"
             if job.eps:
                 self.cosines[there["cosine_to_clean"] == now["cosine_to_clean"]] += 1
             for key in now.keys() - _CERTIFIED:
@@ -347,6 +347,7 @@ class _Again:
             {"victim": self.names[0], "attack": job.name, "eps": job.eps, "folder": job.folder}
             | answer
             for job in jobs
+            if not job.repeat  # rank lists are of the first seed
             for answer in self.answers.get(job, [])
         ]
         if len(there) != len(now):
@@ -358,6 +359,10 @@ class _Again:
             if items[0] != items[1]:
                 notes = self.near if _near_list(*items) else self.notes
                 notes.differ(f"{where}, items", *items)
+
+
+def _drawn(job: Job) -> str:
+    return f", repeat {job.repeat}" if job.repeat else ""
 
 
 def _columns(

@@ -83,17 +83,14 @@ def picture(job: Job, query: str) -> str:
     return f"images/{job.folder}/{query}.png"
 
 
-def within(
-    folder: Path, plan: Plan, blocks: Mapping[tuple[str, float], list[Row]], notes: Notes
-) -> None:
+def within(folder: Path, plan: Plan, own: Mapping[Job, list[Row]], notes: Notes) -> None:
     """Certify the distance of every picture from its clean original, in whole levels.
 
-    ``blocks`` are the rows of the attacked victim by attack and ε: they hold what the run has
-    measured, and the hash of each file that was scored.
+    ``own`` are the rows of the attacked victim: they hold what the run has measured, and the hash
+    of each file that was scored.
     """
     lossy, certified = plan.mode == "paper", 0
-    for job in plan.jobs():
-        rows = blocks[job.name, job.eps]
+    for job, rows in own.items():
         for row, wrong in zip(
             rows, threaded(partial(_wrong, folder, job, lossy), rows), strict=True
         ):

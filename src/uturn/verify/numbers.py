@@ -25,7 +25,14 @@ from uturn.sweep.store import Row
 from uturn.verify.notes import Notes
 
 Block = tuple[str, str, float]
-"""Who scored, an attack and its ε."""
+"""Who scored, an attack and its ε: a row of the table, of one seed after another."""
+
+
+def of(blocks: Mapping[Block, list[Row]], victim: str, job: Job) -> list[Row]:
+    """The rows of a job within its block."""
+    block, count = blocks[victim, job.name, job.eps], len(blocks[victim, CLEAN, 0])
+    return block[job.repeat * count : (job.repeat + 1) * count]
+
 
 _MAYBE = (
     *("goal_rank", "goal_rank_clean", "goal_items", "goal_first", "kept", "label_rank", "asked"),
@@ -64,21 +71,23 @@ def per_query(folder: Path, plan: Plan, notes: Notes) -> dict[Block, list[Row]]:
     Raises:
         RunFolderError: it cannot be read.
     """
-    rows = read_queries(folder).to_pylist()
-    wanted = [(name, job.name, job.eps) for name in plan.victims for job in plan.jobs()]
+    rows = read_queries(folder)
+    wanted = [(name, job) for name in plan.victims for job in plan.jobs()]
     count, rest = divmod(len(rows), len(wanted))
     if rest or not count:
-        notes.find("queries.parquet", f"has {len(rows)} rows for {len(wanted)} rows of the table")
+        notes.find("queries.parquet", f"has {len(rows)} rows for {len(wanted)} attacks and seeds")
         return {}
-    blocks = {key: rows[n * count : (n + 1) * count] for n, key in enumerate(wanted)}
-    asked, sound = _asked(blocks[wanted[0]]), True
-    for key, block in blocks.items():
+    asked, sound, blocks = _asked(rows[:count]), True, dict[Block, list[Row]]()
+    for n, (name, job) in enumerate(wanted):
+        block, key = rows[n * count : (n + 1) * count], (name, job.name, job.eps)
+        blocks.setdefault(key, []).extend(block)
+        drawn = plan.seed + job.repeat
         for row, expected in zip(block, asked, strict=True):
-            found = ((row["victim"], row["attack"], row["eps"]), *_asked([row]))
-            if found != (key, expected):
+            found = ((row["victim"], row["attack"], row["eps"]), row["seed"], *_asked([row]))
+            if found != (key, drawn, expected):
                 sound = False
                 where = f"queries.parquet, {_called(key)}, query {row['query']}"
-                notes.differ(where, found, (key, expected))
+                notes.differ(where, found, (key, drawn, expected))
     if not sound:
         return {}
     for block in blocks.values():
@@ -114,7 +123,7 @@ def _same_sizes(plan: Plan, blocks: Mapping[Block, list[Row]], notes: Notes) -> 
 
 def _kept_and_worst(plan: Plan, blocks: Mapping[Block, list[Row]], notes: Notes) -> None:
     """Rows and pictures that are taken over from other attacks."""
-    own = {job: blocks[plan.victim, job.name, job.eps] for job in plan.jobs()}
+    own = {job: of(blocks, plan.victim, job) for job in plan.jobs()}
     for job, rows in own.items():
         if job.weaker is not None:
             _kept(job, rows, own[job.weaker], blocks[plan.victim, CLEAN, 0], notes)
@@ -164,7 +173,7 @@ def table(
         return
     depth = read_index(str(plan.index), "cosine").depth
     made = Table(plan, header["configuration"].get("left out", {}))
-    jobs, looks = list(plan.jobs()), header.get("looks") or {}
+    jobs, looks = [jobs[0] for jobs in plan.rows().values()], header.get("looks") or {}
     for number, victim in enumerate(plan.victims):
         there = rows[number * len(jobs) : (number + 1) * len(jobs)]
         own = {job: blocks[victim, job.name, job.eps] for job in jobs}

@@ -145,11 +145,9 @@ def _hold(
     folder: Path, header: dict[str, Any], plan: Plan, blocks: dict[Block, list[Row]], notes: Notes
 ) -> None:
     """The files and the table against the rows per query."""
-    own = {(job.name, job.eps): blocks[plan.victim, job.name, job.eps] for job in plan.jobs()}
+    own = {job: numbers.of(blocks, plan.victim, job) for job in plan.jobs()}
     with _fitting("images", notes):
-        pictures = [
-            files.picture(j, row["query"]) for j in plan.jobs() for row in own[j.name, j.eps]
-        ]
+        pictures = [files.picture(job, row["query"]) for job, rows in own.items() for row in rows]
         files.complete(folder, header["files"], pictures, notes)
         files.within(folder, plan, own, notes)
     with _fitting("results.json", notes):
