@@ -81,7 +81,10 @@ def test_every_notebook_is_asked() -> None:
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(TOLD)
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "first_attack")) for name in TOLD],
+)
 def test_runs_and_tells_the_truth(name: str, tmp_path: Path) -> None:
     for module in ("nbformat", "nbclient", "ipykernel"):
         pytest.importorskip(module, reason=f"{module} is not installed, so no notebook can run")

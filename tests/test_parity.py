@@ -52,7 +52,7 @@ def foolboxs(victim: Victim, images: Tensor, attack: Any, eps: float) -> Tensor:
 
 
 def ours(victim: Victim, images: Tensor, attack: Attack) -> Tensor:
-    delta, _ = attack.climb(attack.pose(Batch(victim, images)))
+    delta = attack.climb(attack.pose(Batch(victim, images))).delta
     return delta
 
 
