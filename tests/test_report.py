@@ -125,6 +125,20 @@ def test_the_headline_and_the_curves_go_by_ascending_eps(glyph_run: Path) -> Non
         assert positions == sorted(positions)
 
 
+def test_the_strongest_attack_leaves_least_where_most_is_allowed() -> None:
+    """As the card has it, whatever the attacks do at smaller ε; equals are told apart there."""
+
+    def rows(attack: str, *left: tuple[float, float, float]) -> list[dict[str, Any]]:
+        keys = ("eps", "recall@1", "map")
+        return [{"attack": attack, **dict(zip(keys, each, strict=True))} for each in left]
+
+    early = rows("early", (2, 0.5, 0.4), (8, 0.05, 0.1))
+    late = rows("late", (2, 0.9, 0.8), (8, 0.03, 0.2))
+    assert html._left(late, "late") < html._left(early, "early")
+    assert html._left(rows("x", (8, 0.03, 0.2), (2, 0.8, 0.8)), "x") < html._left(late, "late")
+    assert html._left(rows("x", (2, 0.9, 0.8), (8, 0.03, 0.1)), "x") < html._left(late, "late")
+
+
 def test_the_change_is_amplified_around_grey() -> None:
     clean = np.full((2, 2, 3), 100, dtype=np.uint8)
     scored = clean.copy()

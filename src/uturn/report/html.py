@@ -49,9 +49,7 @@ def _render(run: Run) -> str:
     rows, *targets = by_victim(run.rows)
     clean, attacked = rows[0], rows[1:]
     names = list(dict.fromkeys(row["attack"] for row in attacked))
-    strongest = min(
-        names, key=lambda n: tuple(_mean(attacked, n, k) for k in ("recall@1", precision(clean)))
-    )
+    strongest = min(names, key=lambda name: _left(attacked, name))
     styles = {name: figures.style(position) for position, name in enumerate(names)}
     jobs = run.queries(run.victim, "cosine_to_clean", *distributions.COLUMNS)
     viewer = _viewer(run, jobs, names, strongest)
@@ -258,6 +256,8 @@ class _Encoder:
 # -- helpers -------------------------------------------------------------------------------------
 
 
-def _mean(rows: list[Row], attack: str, key: str) -> float:
-    values = [row[key] for row in rows if row["attack"] == attack and row[key] is not None]
-    return sum(values) / len(values) if values else 1.0
+def _left(rows: list[Row], attack: str) -> tuple[float, ...]:
+    """Recall@1 at the largest ε, the next and so on, then average precision: least is strongest."""
+    own = sorted((row for row in rows if row["attack"] == attack), key=lambda row: -row["eps"])
+    keys = ("recall@1", precision(rows[0]))
+    return tuple(1.0 if row[key] is None else row[key] for key in keys for row in own)
