@@ -190,6 +190,8 @@ BROKEN: list[tuple[str, Callable[[], Victim], tuple[str, ...], tuple[int, ...]]]
     ("randomness", dropping, ("odfa",), (4,)),
     ("batch", mixing, ("odfa",), (4,)),
     ("collapse", constant, ("odfa:target=raw",), (4,)),
+    ("tied", constant, ("odfa:target=raw",), (4,)),
+    ("unchanged", saturated, ("fast",), (4,)),
     ("not-finite", rooted, ("fast",), (4,)),
     ("zero-gradient", rounding, ("odfa",), (4,)),
     ("zero-gradient", saturated, ("odfa",), (4,)),
