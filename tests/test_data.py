@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import uturn.data.glyphs as glyphs_module
 from tests.conftest import write_market
 from uturn import load_data
 from uturn.data.folder import replace_queries
@@ -15,6 +17,16 @@ from uturn.data.glyphs import FACES, glyphs
 from uturn.data.pictures import FORMATS, Pictures, decode, encode
 from uturn.data.split import JUNK
 from uturn.errors import ArgumentError, DataError, SpecError
+
+
+def test_kept_identities_are_those_of_the_typefaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = json.loads(glyphs_module._KEPT.read_bytes())
+    found = glyphs_module._distinct()
+    if kept["typefaces"] == glyphs_module._typefaces():
+        assert tuple(kept["identities"]) == found, "uturn.data.glyphs.keep() writes them anew"
+    monkeypatch.setattr(glyphs_module, "_typefaces", lambda: "of another matplotlib")
+    monkeypatch.setattr(glyphs_module, "_distinct", lambda: (65, 66))
+    assert glyphs_module._identities.__wrapped__() == (65, 66)
 
 
 def test_glyphs_are_an_open_set_with_every_face() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import math
 import unicodedata
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ FACES = tuple(
     )
     for style in styles
 )
+_KEPT = Path(__file__).with_name("glyphs.json")
 _POINTS = 23  # pixels per em of the drawn glyph; wider or taller glyphs are shrunk to fit
 _FIT = SIZE - 6
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -128,6 +130,28 @@ def _colours(draw: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.ND
 
 @functools.cache
 def _identities() -> tuple[int, ...]:
+    """The code points that stand for an identity, ascending: as kept, if the typefaces are those.
+
+    To find them anew takes more than a second, in which nobody sees anything.
+    """
+    kept = json.loads(_KEPT.read_bytes())
+    return tuple(kept["identities"]) if kept["typefaces"] == _typefaces() else _distinct()
+
+
+def keep() -> None:
+    """Write the identities of the typefaces that are installed beside this module."""
+    found = {"typefaces": _typefaces(), "identities": _distinct()}
+    _KEPT.write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+
+def _typefaces() -> str:
+    digest = hashlib.sha256()
+    for face in FACES:
+        digest.update(_font_path(face).read_bytes())
+    return digest.hexdigest()
+
+
+def _distinct() -> tuple[int, ...]:
     """The code points that stand for an identity, ascending.
 
     Letters, numbers, symbols and punctuation that all twelve faces hold. Code points drawn
