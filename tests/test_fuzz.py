@@ -56,6 +56,8 @@ def test_the_corpus_is_small_and_of_known_targets() -> None:
 DEEP = b"[" * 100_000
 HUGE = b"1" + b"0" * 400
 FOUND: list[tuple[str, bytes]] = [
+    ("specs", b"k-reciprocal:k1=" + HUGE),
+    ("specs", b"aqe:n=5+k-reciprocal:k2=" + HUGE),
     ("guards", DEEP),
     ("guards", b'{"schema": 1, "signs": {"flip": {"mean": ' + HUGE + b', "spread": 1}}}'),
     ("perturbations", json.dumps({"__metadata__": {"uturn-universal": DEEP.decode()}}).encode()),

@@ -19,6 +19,9 @@ from uturn import specs
 from uturn.errors import ArgumentError, SpecError
 from uturn.retrieval.index import AnyIndex, ExactIndex, Index, require_finite
 
+MOST = 10_000
+"""Neighbours of an item that k-reciprocal re-ranking looks at; the paper's k1 is 20."""
+
 _CHUNK = 4_000_000
 """Numbers held at a time, in each of a few tables, while neighbourhoods are worked out."""
 
@@ -136,8 +139,8 @@ class KReciprocal:
     node's largest, and the weights of equation 7 by their sum.
 
     Raises:
-        ArgumentError: ``k1`` or ``k2`` is less than 1, ``weight`` (the paper's λ) is not within
-            0 … 1, or ``power`` is not positive.
+        ArgumentError: ``k1`` or ``k2`` is less than 1 or beyond `MOST`, ``weight`` (the paper's λ)
+            is not within 0 … 1, or ``power`` is not positive.
     """
 
     index: ExactIndex
@@ -468,6 +471,9 @@ def _options(stage: KReciprocal | KReciprocalTogether) -> str:
 
 def _check_options(stage: KReciprocal | KReciprocalTogether) -> None:
     _at_least(1, k1=stage.k1, k2=stage.k2)
+    for name, neighbours in (("k1", stage.k1), ("k2", stage.k2)):
+        if neighbours > MOST:
+            raise ArgumentError(f"{name} is too large: a graph has {MOST:,} neighbours at most")
     if not 0 <= stage.weight <= 1:
         raise ArgumentError(f"weight is {stage.weight}; the distance's share is within 0 … 1")
     if not 0 < stage.power < math.inf:
