@@ -122,6 +122,8 @@ def _heard(event: str, arguments: tuple[Any, ...]) -> str | None:
             by = sys._getframe(2).f_code.co_filename
             sound = by.endswith(_WRITTEN) and any(_within(by, own) for own in _OWN)
         return None if sound else f"runs code of {name}"
+    if event == "code.__new__" and any(_within(str(arguments[1]), own) for own in _OWN):
+        return None  # Jinja writes the traceback of a template that failed
     if event.startswith(_NEVER) and event not in _SOCKETS_OF_OURS:
         return f"{event} {str(arguments)[:200]}"
     return None

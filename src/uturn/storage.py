@@ -8,7 +8,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from uturn.errors import SpecError
@@ -151,3 +151,9 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     elif remote.exists():
         remote.rmdir(recursive=True)
+
+
+def inside(name: str) -> bool:
+    """Whether a name from a run's files stays within its folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts

@@ -23,6 +23,7 @@ from uturn.errors import DataError, RunFolderError, UturnError
 from uturn.report.flags import FLAGS, named
 from uturn.report.folder import fitting, read_json, require_sweep
 from uturn.retrieval.extract import extract_decoded
+from uturn.storage import inside
 from uturn.sweep import checks
 from uturn.sweep.doubts import Doubt, doubts
 from uturn.sweep.looks import Looks
@@ -243,7 +244,7 @@ def _weights(header: Mapping[str, Any], plan: Plan, victim: Victim, split: Split
 def _again(folder: Path, blocks: Mapping[Job, list[Row]], victim: Victim) -> Finding:
     """Some attacked pictures shown once more: is the cosine to the clean one what the run says?"""
     *_, (job, rows) = blocks.items()
-    asked = [row for row in rows if files.inside(row["query"])][:ASKED]
+    asked = [row for row in rows if inside(row["query"])][:ASKED]
     try:
         clean, changed = (
             extract_decoded(

@@ -47,8 +47,6 @@ class Run:
             )
         require_sweep(path, header)
         with fitting(path):
-            if not isinstance(header["configuration"], dict):
-                raise TypeError("its configuration is no object")
             return cls(path, header, read_json(path, "results.json")["rows"])
 
     @property
@@ -155,8 +153,13 @@ def read_queries(
 
 
 def require_sweep(path: Path, header: dict[str, Any]) -> None:
-    """Raise `RunFolderError` if the run is one of changed gallery pictures."""
-    if "gallery side" in header.get("configuration", {}):
+    """Raise `RunFolderError` if the run is one of changed gallery pictures, or has no plan."""
+    configuration = header.get("configuration")
+    if not isinstance(configuration, dict):
+        raise RunFolderError(
+            f"the files of {path} do not fit together: the configuration in run.json is no object"
+        )
+    if "gallery side" in configuration:
         raise RunFolderError(
             f"{path} is of `uturn gallery`, whose table that command prints again; this needs a "
             "folder of `uturn sweep`"

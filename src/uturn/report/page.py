@@ -33,6 +33,9 @@ def data(content: Any) -> Markup:
 
 
 def write(path: Path, content: str) -> Path:
-    """Write a file that appears whole or not at all; return its path."""
-    storage.write(path, content.encode())
+    """Write a file that appears whole or not at all; return its path.
+
+    Names of files need not be text: what of them is none is written as ``\\udc80``.
+    """
+    storage.write(path, content.encode(errors="backslashreplace"))
     return path

@@ -28,7 +28,7 @@ from uturn.data.pictures import Picture, encode
 from uturn.errors import RunFolderError
 from uturn.parallel import threaded
 from uturn.progress import say
-from uturn.storage import commit, json_of, remove, sweep_aside
+from uturn.storage import commit, inside, json_of, remove, sweep_aside
 from uturn.sweep.lock import NAME, locked
 from uturn.sweep.plan import Job
 
@@ -219,9 +219,12 @@ class RunFolder:
             if "scores" not in content:
                 return True  # measured, without pictures of its own
             rows = content["scores"][0]["rows"]
-            return all(digest(images / f"{row['query']}.png") == row["sha256"] for row in rows)
-        except (OSError, RunFolderError, LookupError, TypeError):
-            return False
+            return all(
+                inside(row["query"]) and digest(images / f"{row['query']}.png") == row["sha256"]
+                for row in rows
+            )
+        except (OSError, RunFolderError, LookupError, TypeError, ValueError):
+            return False  # a name of which there can be no file is a ValueError
 
     def _part(self, job: Job, batch: int) -> Path:
         return self.parts / job.folder / f"{batch:05d}.json"

@@ -192,7 +192,7 @@ class _Again:
                     for number in range(len(self.scorers)):
                         self._compare(look, number)
         answers = len(jobs) * len(split.query)
-        if len(self.deep) > _FEW * answers:
+        if len(self.deep) > max(1, _FEW * answers):
             told = (
                 f"{len(self.deep)} of {answers} answers of the index differ, and rounding moves few"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from uturn.data.pictures import decode
 from uturn.errors import BudgetError, DataError
 from uturn.parallel import threaded
+from uturn.storage import inside
 from uturn.sweep import checks
 from uturn.sweep.lock import NAME
 from uturn.sweep.plan import CLEAN, Job, Plan
@@ -54,12 +55,6 @@ def hashed(folder: Path, header: Mapping[str, Any], notes: Notes) -> None:
         except OSError as error:
             notes.find(name, f"cannot be read ({error.strerror})")
     notes.checked.append(f"{len(listed)} files: their hashes")
-
-
-def inside(name: str) -> bool:
-    """Whether a name from a run's files stays within its folder."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
 
 
 def complete(folder: Path, listed: Iterable[str], pictures: Iterable[str], notes: Notes) -> None:
