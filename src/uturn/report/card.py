@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from markupsafe import Markup
 
@@ -22,7 +22,10 @@ from uturn.report.text import (
     answered,
     caveats,
     interval,
+    left,
     markdown,
+    percent,
+    percent_within,
     plain,
     precision,
     shown,
@@ -90,8 +93,8 @@ class Card:
         return cls(
             victim=clean["victim"],
             data=clean["data"],
-            clean=_percent(clean["recall@1"]),
-            left=_percent(worst[-1]["recall@1"]),
+            clean=percent(clean["recall@1"]),
+            left=percent(worst[-1]["recall@1"]),
             budget=f"by at most {worst[-1]['eps']:g} of 255 levels{_lossy(run)}",
             sections=(
                 ("Victim", tuple(_victim(run))),
@@ -240,7 +243,7 @@ def _flags(run: Run) -> Iterator[str]:
 def _worst(attacked: list[Row], eps: float) -> Row:
     """The row at ``eps`` that leaves least Recall@1, among equals least mAP."""
     own = [row for row in attacked if row["eps"] == eps]
-    return min(own, key=lambda row: tuple(_known(row[key]) for key in ("recall@1", precision(row))))
+    return min(own, key=lambda row: tuple(left(row, key) for key in ("recall@1", precision(row))))
 
 
 def _metrics(row: Row) -> tuple[str, ...]:
@@ -248,23 +251,9 @@ def _metrics(row: Row) -> tuple[str, ...]:
     return "recall@1", "recall@10", precision(row)
 
 
-def _known(share: float | None) -> float:
-    return 1.0 if share is None else share
-
-
 def _line(row: Row) -> Line:
-    cells = tuple(_cell(row, metric) for metric in _metrics(row))
+    cells = tuple(percent_within(value(row, m), interval(row, m)) for m in _metrics(row))
     return Line(row["eps"], row["attack"], cells, f"{row['cosine']:+.2f}")
-
-
-def _cell(row: Row, metric: str) -> str:
-    ends = interval(row, metric)
-    told = f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
-    return f"{_percent(value(row, metric))}{told}"
-
-
-def _percent(share: Any) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _curve(clean: Row, worst: list[Row]) -> str:

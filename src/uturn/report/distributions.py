@@ -16,7 +16,7 @@ from markupsafe import Markup
 from uturn.report import figures
 from uturn.report.figures import Bars
 from uturn.report.folder import CLEAN, Columns, Job, Row
-from uturn.report.text import by_victim, interval
+from uturn.report.text import by_victim, interval, percent, percent_within
 
 COLUMNS = ("first_match_rank", "linf_levels", "camera")
 """Of ``queries.parquet``, what these figures are drawn from."""
@@ -192,7 +192,10 @@ def by_camera(rows: Sequence[Row], attack: str) -> Figure | None:
         ["camera", "queries", *columns],
         [
             [camera, f"{queries[camera]}"]
-            + [_with_ends(of[camera]["recall@1"], of[camera]["ci95"]) for of in columns.values()]
+            + [
+                percent_within(of[camera]["recall@1"], of[camera]["ci95"])
+                for of in columns.values()
+            ]
             for camera in cameras
         ],
     )
@@ -230,7 +233,7 @@ def transfer(rows: Sequence[Row], attacks: Sequence[str]) -> list[Figure]:
                 [
                     [name]
                     + [
-                        _with_ends(
+                        percent_within(
                             found, ends.get((victim, *(CLEAN if name == "clean" else (name, eps))))
                         )
                         for victim, found in zip(called, values, strict=True)
@@ -282,7 +285,7 @@ def _drawn(
             figures.ridges(title, [_tick(end, beyond) for end in ends], names, rows, axis, outline)
         ),
         ["", *names, "queries"],
-        [[row.name, *map(_percent, row.shares), f"{sum(row.counts)}"] for row in rows],
+        [[row.name, *map(percent, row.shares), f"{sum(row.counts)}"] for row in rows],
     )
 
 
@@ -305,13 +308,3 @@ def _tick(end: float, beyond: str = "never") -> str:
         if end >= size:
             return f"{end / size:g}{unit}"
     return f"{end:g}"
-
-
-def _with_ends(share: float | None, ends: Sequence[float] | None) -> str:
-    """A share and its 95 % interval, where it has one."""
-    told = "" if ends is None else f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})"
-    return _percent(share) + told
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"

@@ -22,7 +22,17 @@ from uturn.report.distributions import Figure, Jobs
 from uturn.report.figures import Point, Series
 from uturn.report.flags import PAGE, remedies
 from uturn.report.folder import Row, Run, fitting, read_json
-from uturn.report.text import answered, by_victim, extras, flat, interval, precision, shown, value
+from uturn.report.text import (
+    answered,
+    by_victim,
+    extras,
+    flat,
+    interval,
+    left,
+    precision,
+    shown,
+    value,
+)
 
 _FINENESS = ((192, 80), (144, 70), (112, 60), (88, 50), (64, 40), (48, 30))
 """Longest sides of pictures in the page and their quality; the first at which they fit is taken."""
@@ -260,4 +270,4 @@ def _left(rows: list[Row], attack: str) -> tuple[float, ...]:
     """Recall@1 at the largest ε, the next and so on, then average precision: least is strongest."""
     own = sorted((row for row in rows if row["attack"] == attack), key=lambda row: -row["eps"])
     keys = ("recall@1", precision(rows[0]))
-    return tuple(1.0 if row[key] is None else row[key] for key in keys for row in own)
+    return tuple(left(row, key) for key in keys for row in own)

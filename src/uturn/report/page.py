@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from uturn import storage
+from uturn.report.text import percent
 
 
 def render(template: str, **content: Any) -> str:
@@ -21,7 +22,7 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda v: "–" if v is None else f"{100 * v:.1f} %"
+    environment.filters["percent"] = percent
     environment.filters["number"] = lambda v: "–" if v is None else f"{v:.4f}"
     return environment.get_template(template).render(content)
 

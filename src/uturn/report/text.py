@@ -67,6 +67,31 @@ def interval(row: dict[str, Any], metric: str) -> tuple[float, float] | None:
     return None if ends is None else (float(ends[0]), float(ends[1]))
 
 
+def percent(share: float | None) -> str:
+    """A share as the pages have it.
+
+    >>> percent(0.05), percent(None)
+    ('5.0 %', '–')
+    """
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def percent_within(share: float | None, ends: Sequence[float] | None) -> str:
+    """A share with its 95 % interval, where it has one.
+
+    >>> percent_within(0.05, (0.0, 0.125))
+    '5.0 % (0.0–12.5)'
+    """
+    told = "" if ends is None else f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})"
+    return percent(share) + told
+
+
+def left(row: dict[str, Any], metric: str) -> float:
+    """What a row leaves of a metric, to be the least of: all of it where nothing was measured."""
+    found: float | None = row[metric]
+    return 1.0 if found is None else found
+
+
 def caveats(row: dict[str, Any]) -> Sequence[str]:
     """What a row's queries do not bear out; runs before that was told have none."""
     found: Sequence[str] = row.get("caveats", ())
