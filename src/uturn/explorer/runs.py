@@ -11,7 +11,7 @@ from uturn.data.pictures import Picture, decode
 from uturn.errors import ArgumentError, DataError, RunFolderError
 from uturn.report import figures
 from uturn.report.figures import Point, Series
-from uturn.report.folder import fitting, read_json, read_queries, require_sweep
+from uturn.report.folder import Run, fitting, read_json, read_queries
 from uturn.report.text import by_victim, interval, precision, shown, value
 from uturn.sweep.plan import CLEAN, Job
 
@@ -74,14 +74,9 @@ class RunBook:
         Raises:
             RunFolderError: it is none, has not finished, or is damaged.
         """
-        header = read_json(path, "run.json")
-        if not header.get("finished"):
-            raise RunFolderError(
-                f"the run in {path} has not finished; repeat its command to resume it"
-            )
-        require_sweep(path, header)
+        run = Run.read(path)
         with fitting(path):
-            results = by_victim(read_json(path, "results.json")["rows"])[0]
+            results = by_victim(run.rows)[0]
             ap = precision(results[0]).removeprefix("m")  # ap of map, ap@100 of map@100
             columns = [*_COLUMNS, ap]
             victim = results[0]["victim"]
@@ -105,7 +100,7 @@ class RunBook:
                 for row in rows
                 if row["eps"]
             ]
-            book = cls(path, header, results, falls)
+            book = cls(path, run.header, results, falls)
             if not (book.attacks and all(map(math.isfinite, book.budgets))):
                 raise ValueError("it has no attack")
             return book

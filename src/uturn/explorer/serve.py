@@ -10,7 +10,6 @@ import importlib.util
 import logging
 import os
 import re
-import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -112,8 +111,6 @@ class Served:
         Raises:
             UturnError: a picture or the index is wrong. Nothing is served any more then.
         """
-        # The folder is to be removed at the end.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with behind() as pool:
             serving = pool.submit(self.server.run, sockets=[self.socket])
             try:
