@@ -7,13 +7,11 @@ run folder at the end; so whoever dies, what was committed stays.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import signal
 import socket
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +24,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from uturn.errors import ArgumentError, EngineError, SpecError, UturnError
+from uturn.errors import ArgumentError, EngineError, UturnError
 from uturn.memory import keep_freed_memory
+from uturn.optional import require
 from uturn.progress import bar, say
 from uturn.retrieval.extract import chunks, extract_all
 from uturn.retrieval.index import read_index
@@ -144,12 +143,7 @@ def _ray() -> Any:
     """Ray, or what to install."""
     # Ray warns until one says what becomes of CUDA's variable where no GPU is asked for: nothing.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a package tells its developers
-            return importlib.import_module("ray")
-    except ImportError as error:
-        raise SpecError(f"this engine needs Ray ({error}); pip install 'uturn[ray]'") from error
+    return require("ray", "ray")
 
 
 def _knock(address: str) -> None:
