@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -175,8 +174,8 @@ class _Again:
     answers: dict[Job, list[Row]] = field(default_factory=dict)
     near: Notes = field(default_factory=Notes)
     """What is not the same, and near enough for another machine."""
-    cosines: Counter[bool] = field(default_factory=Counter)
-    """How many of attacked pictures are the same to the bit, and how many are not."""
+    turned: set[Job] = field(default_factory=set)
+    """The attacks of which a picture's cosine is another, if only by its last bit."""
     deep: set[tuple[int, Job, int]] = field(default_factory=set)
     """Whose index with a depth has placed a query otherwise, under which attack, and which."""
 
@@ -200,7 +199,7 @@ class _Again:
         self._rank_lists(jobs)
         self._thumbnails()
         there, here = self.header.get("threshold"), self.scorers[0].facts()["threshold"]
-        alike = there == here and not self.cosines[False]
+        alike = there == here and not self.turned
         if alike:
             self.notes.findings.extend(self.near.findings)
         self.notes.checked.append(
@@ -292,8 +291,8 @@ class _Again:
         for position, (there, now) in enumerate(zip(block, look.rows[number], strict=True)):
             by = f" by {self.names[number]}" if number else ""
             where = f"{job.name} at ε={job.eps:g}{by}, query {now['query']}{_drawn(job)}"
-            if job.eps:
-                self.cosines[there["cosine_to_clean"] == now["cosine_to_clean"]] += 1
+            if job.eps and there["cosine_to_clean"] != now["cosine_to_clean"]:
+                self.turned.add(job)
             for key in now.keys() - _CERTIFIED:
                 if not same(there.get(key), now[key], _SAME):
                     near = self._near(look, number, position, key, there)
