@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv
 
 from uturn.rng import generator
 
@@ -227,6 +226,8 @@ def _binomial(share: float, trials: float) -> tuple[float, float]:
 
     Where the share is 0 its end is 1 − 0.025^(1/trials), of which 3.7/trials is an approximation.
     """
+    from scipy.special import betaincinv  # a tenth of a second, for the few intervals that ask
+
     hits = share * trials
     low = 0.0 if share == 0 else float(betaincinv(hits, trials - hits + 1, 0.025))
     high = 1.0 if share == 1 else float(betaincinv(hits + 1, trials - hits, 0.975))

@@ -6,10 +6,10 @@ Nothing here changes a number. A caveat says which reading of one the queries do
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from uturn.retrieval.intervals import paired_bootstrap
 
@@ -17,7 +17,7 @@ ENOUGH = 20
 """Fewer identities than these make percentile intervals too narrow; see Cameron, Gelbach and
 Miller, "Bootstrap-based improvements for inference with clustered errors", 2008."""
 
-_OUTER, _POWER = float(ndtri(0.975)), float(ndtri(0.8))
+_OUTER, _POWER = NormalDist().inv_cdf(0.975), NormalDist().inv_cdf(0.8)
 
 Interval = tuple[float, float] | None
 
