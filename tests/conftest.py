@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before PyTorch is loaded: threads that spin, waiting for work, take the other workers' cores.
@@ -86,6 +88,18 @@ def chromium() -> str:
         if path:
             return path
     pytest.skip("no Chromium on this machine; `apt-get install chromium` runs these tests")
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    """Playwright's, of a Chromium that asks nobody else."""
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=quiet)
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")

@@ -202,21 +202,27 @@ def test_jobs_with_one_trail_go_together(plan: Plan) -> None:
 # -- stops -----------------------------------------------------------------------------------------
 
 
+def stopping(patch: pytest.MonkeyPatch, error: type = KeyboardInterrupt) -> list[int]:
+    """How many more batches are committed until ``error`` is raised: to be set, 0 at first."""
+    add, left = RunFolder.add_part, [0]
+
+    def counted(self: RunFolder, *part: Any) -> None:
+        if not left[0]:
+            raise error
+        left[0] -= 1
+        add(self, *part)
+
+    patch.setattr(RunFolder, "add_part", counted)
+    return left
+
+
 def test_a_stop_inside_a_group_is_resumed_for_the_missing_members_only(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After every single part once: what was committed stays, the rest comes out the same."""
     short = dataclasses.replace(plan, attacks=("fast", "basic"), eps=(2, 4), batch_size=7)
     run(short, tmp_path / "whole", progress=False)
-    commit, left = RunFolder.add_part, [0]
-
-    def stopping(self: RunFolder, job: Job, batch: int, part: dict[str, Any]) -> None:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        commit(self, job, batch, part)
-
-    monkeypatch.setattr(RunFolder, "add_part", stopping)
+    left = stopping(monkeypatch)
     out, parts = tmp_path / "stopped", dict[Path, int]()
     for stops in range(20):
         left[0] = 1

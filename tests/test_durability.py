@@ -23,7 +23,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tests.test_craft import data, pictures, tables  # noqa: F401  (the fixture)
+from tests.test_craft import data, pictures, stopping, tables  # noqa: F401  (the fixture)
 from uturn.cli import main
 from uturn.data.readable import unreadable
 from uturn.data.split import Listing
@@ -218,15 +218,7 @@ def stopped_after(
 ) -> Path:
     """A run that is stopped once ``count`` batches are committed."""
     with monkeypatch.context() as patch:
-        add, left = RunFolder.add_part, [count]
-
-        def stopping(self: RunFolder, *part: Any) -> None:
-            if not left[0]:
-                raise error
-            left[0] -= 1
-            add(self, *part)
-
-        patch.setattr(RunFolder, "add_part", stopping)
+        stopping(patch, error)[0] = count
         with pytest.raises(error):
             run(plan, out, progress=False)
     assert len(parts(out)) == count

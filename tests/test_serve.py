@@ -56,17 +56,6 @@ def market_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=quiet)
-        yield launched
-        launched.close()
-
-
 @contextmanager
 def serving(folder: Path, *words: str, **settings: str) -> Iterator[str]:
     """The address of `uturn serve` with these ``words``; it must end in order, leaving nothing."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -370,18 +369,6 @@ def test_the_page_is_whole_and_names_stay_text(measured: Path, tmp_path: Path) -
     assert evil not in text
     addresses = re.findall(r"https?://[^\"'\s]+", text)
     assert set(addresses) <= {"http://www.w3.org/2000/svg"}
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield launched
-        launched.close()
 
 
 @pytest.mark.browser
