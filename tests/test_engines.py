@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from tests.conftest import RAW, Tiny
-from tests.test_craft import pictures, tables
+from tests.test_craft import pictures, stopping, tables
 from uturn.cli import main
 from uturn.data.pictures import encode
 from uturn.errors import ArgumentError, EngineError, RunFolderError, SpecError
@@ -322,18 +323,10 @@ def test_ray_finishes_what_one_process_began(
     plan: Plan, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed(plan, tmp_path / "alone")
-    commit, left = RunFolder.add_part, [5]
-
-    def stopping(self: RunFolder, job: Job, batch: int, part: dict[str, Any]) -> None:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        commit(self, job, batch, part)
-
-    monkeypatch.setattr(RunFolder, "add_part", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(plan, tmp_path / "ray", progress=False)
-    monkeypatch.setattr(RunFolder, "add_part", commit)
+    with monkeypatch.context() as patch:
+        stopping(patch)[0] = 5
+        with pytest.raises(KeyboardInterrupt):
+            run(plan, tmp_path / "ray", progress=False)
     before = parts(tmp_path / "ray")
     assert len(before) == 5
     finish_watched(plan, tmp_path / "ray", before, monkeypatch, engine=at(cluster, 2))
@@ -390,6 +383,33 @@ def test_options_out_of_range_are_refused(plan: Plan, tmp_path: Path) -> None:
         ),
     ):
         pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a half-begun Ray
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_ray_is_started_again_where_it_does_not_come_up(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'uturn[ray]'")
+    start, starts = ray.init, list[int]()
+
+    def impatient(*args: Any, **settings: Any) -> None:
+        starts.append(1)
+        patience = "0" if len(starts) <= failures else "60"
+        monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", patience)
+        start(*args, **settings)
+
+    monkeypatch.setattr(ray, "init", impatient)
+    begun = load_engine("ray:local,workers=1,threads=1")
+    if failures < 3:
+        assert begun._connect("cpu", progress=False)
+        assert ray.cluster_resources()["CPU"] == 1
+        ray.shutdown()
+    else:
+        with pytest.raises(EngineError, match=r"in 3 tries .*Timed out.*in-process needs none"):
+            begun._connect("cpu", progress=False)
+    assert len(starts) == min(failures + 1, 3)
+    gc.collect()  # Python warns here, and not in another test, of the processes that go with it
 
 
 def test_ctrl_c_leaves_a_run_to_resume_and_no_processes(
@@ -454,15 +474,7 @@ def test_a_run_folder_in_an_object_store_is_the_same_as_on_disk(
 ) -> None:
     """Stopped after every second part, and resumed."""
     alone, out = undisturbed(plan, tmp_path / "alone"), place(url)
-    commit, left = RunFolder.add_part, [0]
-
-    def stopping(self: RunFolder, job: Job, batch: int, part: dict[str, Any]) -> None:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        commit(self, job, batch, part)
-
-    monkeypatch.setattr(RunFolder, "add_part", stopping)
+    left = stopping(monkeypatch)
     stops = 0
     while not left[0]:
         left[0] = 2

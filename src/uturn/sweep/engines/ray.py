@@ -44,7 +44,8 @@ Reference: TypeAlias = Any
 Features: TypeAlias = npt.NDArray[np.float32]
 
 TRIES = 3
-"""So often a piece of work is given to a worker that dies of it, or of something else."""
+"""So often Ray is started, and a piece of work given to a worker that dies of it, or of something
+else."""
 GIVE_UP = 5
 """After so many failures in a row nothing more is tried: it is not the pictures."""
 PATIENCE = 30.0
@@ -122,13 +123,19 @@ class Ray:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         threads = int(self.needs(device)["CPU"])
         cores = threads * self.workers if self.workers else max(threads, _cores())
-        try:
-            with _own_signals():
-                ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-        except Exception as error:  # Ray raises plain ones
-            raise EngineError(
-                f"Ray does not start on this machine ({error}); a busy one may need another try"
-            ) from error
+        for left in reversed(range(TRIES)):
+            try:
+                with _own_signals():
+                    ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+                break
+            except Exception as error:  # Ray raises plain ones
+                # It forks, which a busy machine or another library's threads make hang at times.
+                ray.shutdown()
+                if not left:
+                    raise EngineError(
+                        f"Ray did not start on this machine in {TRIES} tries ({error}); "
+                        "--engine in-process needs none"
+                    ) from error
         return True
 
     def needs(self, device: str) -> dict[str, float]:
