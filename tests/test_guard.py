@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from uturn.guard.neighbourhood import NEIGHBOURS, Neighbourhood
 from uturn.report.folder import CLEAN, Run
 from uturn.retrieval.extract import extract, extract_all
 from uturn.retrieval.intervals import RESAMPLES, auc, auc_bootstrap
+from uturn.retrieval.support import ENOUGH
 from uturn.rng import generator
 from uturn.sweep import Plan, run
 from uturn.sweep.watch import watch
@@ -443,6 +445,10 @@ def test_a_run_is_tried(swept: Path, glyphs: Split, tmp_path: Path) -> None:
         assert verdict.recall["query"] == pytest.approx((first == 1).mean())
     assert trial.calibrated_on >= 150
     assert fitted.pictures == trial.calibrated_on
+    assert trial.identities >= ENOUGH
+    assert "few-identities" not in trial.text()
+    for page in ("text", "markdown"):
+        assert "few-identities: 19" in getattr(dataclasses.replace(trial, identities=19), page)()
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(1, 50), st.integers(0, 3))

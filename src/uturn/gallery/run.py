@@ -31,6 +31,7 @@ from uturn.retrieval.fidelity import NEAREST, recall_of_exact
 from uturn.retrieval.index import AnyIndex, IndexSpec, Reingest, read_index
 from uturn.retrieval.intervals import identity_bootstrap, paired_bootstrap, weighted_mean
 from uturn.retrieval.judge import Labels, judge_for
+from uturn.retrieval.support import caveats
 from uturn.retrieval.system import RetrievalSystem, require_matches
 from uturn.sweep.agenda import Agenda, batches
 from uturn.sweep.craft import craft
@@ -271,6 +272,9 @@ class _Measurement:
             name: np.where(mine, values[name], np.nan)
             for name in ("recall@1", "recall@10", precision)
         }
+        intervals = {
+            name: identity_bootstrap(value, identities, seed) for name, value in values.items()
+        }
         return {
             "attack": job.name,
             "eps": job.eps,
@@ -293,9 +297,7 @@ class _Measurement:
                     for name, value in hidden.items()
                 },
             },
-            "ci95": {
-                name: identity_bootstrap(value, identities, seed) for name, value in values.items()
-            },
+            "ci95": intervals,
             "change": {
                 name: {
                     "mean": weighted_mean(values[name] - before[name]),
@@ -310,6 +312,13 @@ class _Measurement:
             "seconds": round(sum(each["seconds"] for each in crafted), 3),
             "reingest_seconds": round(part["reingest_seconds"], 3),
             "flags": _flags(job, own, part),
+            "caveats": caveats(
+                values["recall@1"],
+                identities,
+                intervals["recall@1"],
+                seed,
+                before["recall@1"] if job.eps else None,
+            ),
         }
 
     def _values(self, part: Row) -> dict[str, Column]:

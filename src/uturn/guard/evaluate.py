@@ -31,6 +31,7 @@ from uturn.retrieval.extract import chunks, extract_all
 from uturn.retrieval.index import require_here
 from uturn.retrieval.intervals import auc, auc_bootstrap, identity_bootstrap
 from uturn.retrieval.judge import Labels
+from uturn.retrieval.support import few
 from uturn.retrieval.system import RetrievalSystem
 from uturn.rng import generator
 from uturn.storage import write
@@ -109,13 +110,15 @@ class Trial:
     def text(self) -> str:
         """For the terminal."""
         head, lines = self._table()
-        return "\n".join([self.summary, "", *aligned([head, *lines]), *self._chosen()])
+        told = [*self._chosen(), *self.caveats]
+        return "\n".join([self.summary, "", *aligned([head, *lines]), *told])
 
     def markdown(self) -> str:
         """The same as a page."""
         head, lines = self._table()
         lines = [[verbatim(line[0]), *line[1:]] for line in lines]
-        title, told = f"# The guard on {verbatim(self.run)}", "\n".join(self._chosen())
+        title = f"# The guard on {verbatim(self.run)}"
+        told = "\n".join([*self._chosen(), *self.caveats])
         return "\n\n".join([title, self.summary, markdown(head, lines), told]) + "\n"
 
     @property
@@ -128,6 +131,11 @@ class Trial:
             f"A query takes {self.milliseconds_guarded:.1f} ms, without the guard "
             f"{self.milliseconds:.1f} ms."
         )
+
+    @property
+    def caveats(self) -> list[str]:
+        """What the queries do not bear out."""
+        return few(self.identities)
 
     def _chosen(self) -> list[str]:
         return [

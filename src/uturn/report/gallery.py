@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from uturn.report.text import aligned, interval, precision, shown, value
+from uturn.report.text import aligned, interval, notes, precision, shown, value
 
 Row = dict[str, Any]
 
@@ -56,7 +56,6 @@ def table(rows: Sequence[Row]) -> str:
                 _number(each["cosine"], "+.3f"),
             ]
         )
-    notes = [f"  {each['attack']} ε={each['eps']:g}: {f}" for each in rows for f in each["flags"]]
     who = "irrelevant" if row["aim"] == "raise" else "relevant"
     told = [
         f"{row['items']} changed pictures, aim: {row['aim']}; {row['queries']} held-out queries "
@@ -66,7 +65,7 @@ def table(rows: Sequence[Row]) -> str:
         f"own: the {row['own']['queries']} queries to which a changed picture is relevant; rank: "
         f"mean place of the changed where they are {who}, 0 first and 1 last",
     ]
-    return "\n".join([*told, "", *aligned(lines), *(["flags:", *notes] if notes else [])])
+    return "\n".join([*told, "", *aligned(lines), *notes(rows)])
 
 
 def _with_interval(row: Row, metric: str) -> tuple[str, str]:

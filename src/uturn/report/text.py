@@ -166,10 +166,16 @@ def _block(rows: Sequence[dict[str, Any]]) -> str:
         [_cell(row, key) for _, key in columns] + [column[i] for _, column in more]
         for i, row in enumerate(rows)
     ]
-    notes = [f"  {row['attack']} ε={row['eps']:g}: {f}" for row in rows for f in row["flags"]]
-    open_ = [f"  {row['attack']} ε={row['eps']:g}: {c}" for row in rows for c in caveats(row)]
-    told = (["flags:", *notes] if notes else []) + (["caveats:", *open_] if open_ else [])
-    return "\n".join(aligned(cells) + told)
+    return "\n".join(aligned(cells) + notes(rows))
+
+
+def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines below a table: what its rows' flags and caveats say, each kind under its name."""
+    told = list[str]()
+    for kind, of in (("flags:", lambda row: row["flags"]), ("caveats:", caveats)):
+        said = [f"  {row['attack']} ε={row['eps']:g}: {each}" for row in rows for each in of(row)]
+        told += [kind, *said] if said else []
+    return told
 
 
 def extras(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -36,6 +36,16 @@ def resolution(interval: Interval) -> float | None:
     return (interval[1] - interval[0]) / 2 * (_OUTER + _POWER) / _OUTER
 
 
+def few(people: int) -> list[str]:
+    """``few-identities`` where there are fewer than `ENOUGH`, whose intervals are too narrow."""
+    if people >= ENOUGH:
+        return []
+    return [
+        f"few-identities: {people} identities say little of others, and an interval over fewer "
+        f"than {ENOUGH} is too narrow"
+    ]
+
+
 def caveats(
     hits: npt.NDArray[np.float64],
     identities: npt.NDArray[np.int64],
@@ -48,21 +58,16 @@ def caveats(
     ``hits`` are ``(Q,)`` or ``(Q, S)`` of S seeds, 0 or 1, NaN without a relevant item;
     ``interval`` is their 95 % interval. ``clean`` are the hits before an attack, ``(Q,)``.
 
-    ``few-identities``: fewer than `ENOUGH`, whose interval is too narrow. ``bound``: all or none
-    are found, which says less than it seems. ``unresolved``: the difference to ``clean`` may as
-    well be 0; how small a one would show, and what as large a one as this would ask for.
+    ``few-identities``: as `few`. ``bound``: all or none are found, which says less than it seems.
+    ``unresolved``: the difference to ``clean`` may as well be 0; how small a one would show, and
+    what as large a one as this would ask for.
     """
     hits = hits if hits.ndim == 2 else hits[:, None]
     kept = ~np.isnan(hits).all(1)
-    people, found = len(np.unique(identities[kept])), list[str]()
     if not kept.any():
-        return found
-    if people < ENOUGH:
-        found.append(
-            f"few-identities: {people} identities say little of others, and an interval over fewer "
-            f"than {ENOUGH} is too narrow"
-        )
-    share = float(np.nanmean(hits))
+        return []
+    people = len(np.unique(identities[kept]))
+    found, share = few(people), float(np.nanmean(hits))
     if share in (0, 1) and interval is not None:
         told = f"at most {interval[1]:.3f}" if share == 0 else f"at least {interval[0]:.3f}"
         found.append(
