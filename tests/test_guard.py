@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.conftest import RAW, linear_victim, normal
+from tests.test_craft import stopping
 from uturn import Scene, Victim, attacks, load_data, load_victim
 from uturn.attacks.objectives import OppositeDirection, TowardsNearest, Unnoticed
 from uturn.cli import main
@@ -266,6 +267,25 @@ def test_it_catches_odfa_but_not_who_knows_it(
     adapted = aware(glyph_victim, own, scene).images
     assert guard.score(adapted).mean() < guard.score(images).mean() - 3
     assert guard.flags(adapted).float().mean() < 0.3
+
+
+def test_a_sweep_by_who_knows_it_is_resumed(
+    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folders are called like files, by the name of the guard's."""
+    pytest.importorskip("kornia", reason="Kornia is not installed")
+    guard.save(tmp_path / "guard.json")
+    monkeypatch.chdir(tmp_path)
+    attack, sizes = "lookalike:steps=1,guard=guard.json", {"queries": 6, "batch_size": 2}
+    plan = Plan(victim="glyph_net", data="glyphs", attacks=(attack,), eps=(4,), **sizes)
+    with monkeypatch.context() as patch:
+        stopping(patch)[0] = 4
+        with pytest.raises(KeyboardInterrupt):
+            run(plan, tmp_path / "run", progress=False)
+    before = [path for path in (tmp_path / "run" / "parts").rglob("*.json") if path.is_dir()]
+    assert before
+    rows = run(plan, tmp_path / "run", progress=False)
+    assert [row["attack"] for row in rows] == ["clean", attack]
 
 
 def test_an_attacker_sees_what_the_guard_sees(

@@ -203,7 +203,7 @@ class RunFolder:
 
     def _require_pictures(self) -> None:
         """Drop parts whose pictures are not what was scored: those batches are done again."""
-        parts = sorted(self.parts.rglob("*.json"))
+        parts = _files(self.parts, "*.json")
         whole = threaded(self._whole, parts)
         lost = [part for part, sound in zip(parts, whole, strict=True) if not sound]
         for part in lost:
@@ -254,7 +254,7 @@ class RunFolder:
             with _to_disk(self.path / name):
                 commit(self.path / name, buffer.getvalue())
         self.write_json("results.json", {"schema": SCHEMA, "rows": results})
-        thumbnails = sorted((self.path / "thumbnails").rglob("*.png"))
+        thumbnails = _files(self.path / "thumbnails", "*.png")
         written = [self.path / name for name in dict.fromkeys((*tables, *TABLES))]
         files = [*(file for file in written if file.exists()), *thumbnails]
         names = [file.relative_to(self.path).as_posix() for file in files]
@@ -311,6 +311,11 @@ def _to_disk(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}; {way} and repeat the command to "
             "resume from the finished batches"
         ) from error
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Files below, sorted: a folder may be called like one, by an attack's ``guard=FILE.json``."""
+    return sorted(path for path in folder.rglob(pattern) if path.is_file())
 
 
 def _require_run(path: Path) -> None:
