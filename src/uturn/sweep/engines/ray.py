@@ -120,22 +120,9 @@ class Ray:
                         f"cannot use a Ray cluster at {address} ({error}); `ray status` on one of "
                         "its machines tells its address, and --engine ray needs none"
                     ) from error
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         threads = int(self.needs(device)["CPU"])
         cores = threads * self.workers if self.workers else max(threads, _cores())
-        for left in reversed(range(TRIES)):
-            try:
-                with _own_signals():
-                    ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-                break
-            except Exception as error:  # Ray raises plain ones
-                # It forks, which a busy machine or another library's threads make hang at times.
-                ray.shutdown()
-                if not left:
-                    raise EngineError(
-                        f"Ray did not start on this machine in {TRIES} tries ({error}); "
-                        "--engine in-process needs none"
-                    ) from error
+        _start(ray, num_cpus=cores, **quiet)
         return True
 
     def needs(self, device: str) -> dict[str, float]:
@@ -151,6 +138,24 @@ def _ray() -> Any:
     # Ray warns until one says what becomes of CUDA's variable where no GPU is asked for: nothing.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     return require("ray", "ray")
+
+
+def _start(ray: Any, **settings: Any) -> None:
+    """A cluster of this machine, and of this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    for left in reversed(range(TRIES)):
+        try:
+            with _own_signals():
+                ray.init(address="local", include_dashboard=False, **settings)
+            return
+        except Exception as error:  # Ray raises plain ones
+            # It forks, which a busy machine or another library's threads make hang at times.
+            ray.shutdown()
+            if not left:
+                raise EngineError(
+                    f"Ray did not start on this machine in {TRIES} tries ({error}); "
+                    "--engine in-process needs none"
+                ) from error
 
 
 def _knock(address: str) -> None:
