@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
 
 from benchmarks import original
 from benchmarks.harness import Case, Contender, Do, Done, Target
@@ -15,6 +17,7 @@ from benchmarks.works.sweep import ATTACKS, EPS
 from uturn import load_data
 
 ORIGINAL = "original's steps"
+WORKERS = "uturn, a worker per core"
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -29,8 +32,8 @@ def cases(setting: Setting) -> Iterator[Case]:
     measured = max(1, round(queries * setting.share))
     gallery = len(load_data(data).gallery)
 
-    def ours() -> Do:
-        return lambda: _uturn(setting, data, queries, attacks, eps)
+    def ours(*more: str) -> Callable[[], Do]:
+        return lambda: lambda: _uturn(setting, data, queries, attacks, eps, more)
 
     def theirs() -> Do:
         return lambda: _original(setting, data, queries, measured, attacks, eps)
@@ -43,19 +46,30 @@ def cases(setting: Setting) -> Iterator[Case]:
         title=f"`uturn sweep`, {len(attacks)} attacks × {len(eps)} ε, {queries} queries of "
         f"Market-1501 against {gallery} gallery pictures, their embedding included",
         contenders=(
-            Contender("uturn", "ours", ours, "a process of its own, nothing cached"),
+            Contender("uturn", "ours", ours(), "a process of its own, nothing cached"),
+            Contender(WORKERS, "ours", ours("--engine", _engine()), "the same, by Ray"),
             Contender(ORIGINAL, "peer", theirs, note),
         ),
         reference=ORIGINAL,
-        targets=(Target("uturn", 0.2),),
+        targets=(Target(WORKERS, 0.2),),
         same_work=same_count,
         most=1,
         cold=True,
     )
 
 
+def _engine() -> str:
+    """A worker on each core: they wait for each other less than the threads of one process do."""
+    return f"ray:local,workers={torch.get_num_threads()},threads=1"
+
+
 def _uturn(
-    setting: Setting, data: str, queries: int, attacks: tuple[str, ...], eps: tuple[float, ...]
+    setting: Setting,
+    data: str,
+    queries: int,
+    attacks: tuple[str, ...],
+    eps: tuple[float, ...],
+    more: tuple[str, ...],
 ) -> Done:
     out, cache = setting.scratch / "end_to_end", setting.scratch / "cold_cache"
     for folder in (out, cache):  # what an earlier round left would be found again
@@ -63,7 +77,7 @@ def _uturn(
     command = [sys.executable, "-m", "uturn", "sweep", "--out", str(out), "--data", data]
     command += ["--victim", setting.spec("osnet_x0_25"), "--precision", QUICKEST]
     command += ["--queries", str(queries), "--attack", ",".join(attacks)]
-    command += ["--eps", ",".join(f"{e:g}" for e in eps)]
+    command += ["--eps", ",".join(f"{e:g}" for e in eps), *more]
     environment = os.environ | {"UTURN_CACHE": str(cache)}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     pictures = sum(1 for _ in (out / "images").rglob("*.png"))
