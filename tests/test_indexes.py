@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
@@ -60,8 +61,8 @@ def needs(name: str) -> None:
         pytest.importorskip("faiss", reason="faiss is not installed; pip install 'uturn[faiss]'")
     if name.startswith("milvus"):
         why = "Milvus Lite is not installed; pip install 'uturn[milvus]'"
-        pytest.importorskip("pymilvus", reason=why)
-        pytest.importorskip("milvus_lite", reason=why)
+        if not (find_spec("pymilvus") and find_spec("milvus_lite")):
+            pytest.skip(why)
 
 
 def cut(scores: Tensor, ignored: Tensor, k: int) -> Top:
@@ -341,6 +342,33 @@ def test_ties_with_the_last_exact_item_are_no_mistake() -> None:
 
 
 # -- Milvus -------------------------------------------------------------------------------------
+
+FORK = """
+import os, sys, time, torch
+from uturn.retrieval.index import read_index
+from uturn.retrieval.judge import CrossCamera, Labels
+
+one = torch.arange(9)
+index = read_index("milvus:" + sys.argv[1], "cosine").build(
+    torch.randn(9, 7), Labels(one, one % 3, one), CrossCamera()
+)
+for _ in range(5):
+    if not os.fork():
+        time.sleep(0.2)
+        print(len(os.listdir("/proc/self/task")), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_a_fork_beside_milvus_has_one_thread(tmp_path: Path) -> None:
+    """gRPC would start its own there, and abort what closes its files before it execs: Ray."""
+    needs("milvus")
+    words = [sys.executable, "-W", "ignore", "-c", FORK, str(tmp_path / "gallery.db")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"] * 5
+
 
 INGEST = """
 import sys, torch

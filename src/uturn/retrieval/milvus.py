@@ -206,7 +206,7 @@ class MilvusSpec:
     @contextmanager
     def _speaking(self) -> Iterator[None]:
         """While Milvus is asked: what goes wrong there is one sentence."""
-        pymilvus = require("pymilvus", "milvus")
+        pymilvus = _pymilvus()
         log = logging.getLogger("pymilvus")
         before, log.disabled = log.disabled, True  # it would tell the same, with a traceback
         try:
@@ -221,7 +221,7 @@ class MilvusSpec:
             log.disabled = before
 
     def _connect(self) -> Any:
-        pymilvus = require("pymilvus", "milvus")
+        pymilvus = _pymilvus()
         if self._local:
             require("milvus_lite", "milvus")
             # Its server is threads of this process, which a busy machine lets wait.
@@ -241,7 +241,7 @@ class MilvusSpec:
 
     def _open(self, client: Any, name: str, dimensions: int) -> None:
         """Make the collection, or find it; what a killed program left undone is done."""
-        kinds = require("pymilvus", "milvus").DataType
+        kinds = _pymilvus().DataType
         if not client.has_collection(name):
             schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("place", kinds.INT64, is_primary=True)
@@ -407,6 +407,14 @@ def filter_of(exclusion: Exclusion) -> str:
     if exclusion.items:
         kept.append(f"place not in {list(exclusion.items)}")
     return " and ".join(kept)
+
+
+def _pymilvus() -> Any:
+    """Milvus' client, or what to install."""
+    # Before gRPC is first imported: it would start threads in every fork of this process, and abort
+    # those that close its files before they exec, as Ray's start of its servers does.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    return require("pymilvus", "milvus")
 
 
 def _count(client: Any, name: str, expression: str) -> int:

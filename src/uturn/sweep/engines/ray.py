@@ -149,7 +149,8 @@ def _start(ray: Any, **settings: Any) -> None:
                 ray.init(address="local", include_dashboard=False, **settings)
             return
         except Exception as error:  # Ray raises plain ones
-            # It forks, which a busy machine or another library's threads make hang at times.
+            # It forks, which a busy machine, or gRPC in this program (`uturn.retrieval.milvus`),
+            # makes hang or fail at times.
             ray.shutdown()
             if not left:
                 raise EngineError(
