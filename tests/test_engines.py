@@ -47,7 +47,9 @@ BRIGHT = "class3/2"
 
 
 class Moody(Tiny):
-    """A network that is slow, or dies of a bright picture under attack, as files tell it."""
+    """A network that is slow, waits until two processes attack it, or dies of a bright picture
+    under attack, as files tell it.
+    """
 
     def __init__(self, seed: int, mood: Path) -> None:
         super().__init__(seed)
@@ -57,12 +59,20 @@ class Moody(Tiny):
         if x.requires_grad:
             if (self.mood / "slow").exists():
                 time.sleep(0.2)
+            if (self.mood / "together").exists():
+                (self.mood / f"at work {os.getpid()}").touch()
+                while not together(self.mood):
+                    time.sleep(0.01)
             if bool((x.flatten(1).mean(1) > 0.8).any()):
                 for kind in ("once", "always"):
                     if (self.mood / kind).exists():
                         (self.mood / "once").unlink(missing_ok=True)
                         os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
+
+
+def together(mood: Path) -> bool:
+    return len(list(mood.glob("at work *"))) >= 2
 
 
 def a_moody_victim(mood: str) -> Victim:
@@ -339,10 +349,11 @@ def test_a_killed_node_loses_nothing(
     """Last of those on the cluster: one node is left of it."""
     undisturbed(plan, tmp_path / "alone")
     (mood / "slow").touch()
+    (mood / "together").touch()  # or one worker might do much before the node's own has begun
     node = next(iter(cluster.worker_nodes))
 
     def kill() -> None:
-        while len(parts(tmp_path / "ray")) < 2:
+        while not together(mood) or len(parts(tmp_path / "ray")) < 2:
             time.sleep(0.01)
         cluster.remove_node(node, allow_graceful=False)
 
@@ -428,7 +439,6 @@ def test_ctrl_c_leaves_a_run_to_resume_and_no_processes(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "RAY_TMPDIR": str(ray_folder)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     while len(parts(out)) < 4:

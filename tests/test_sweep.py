@@ -372,8 +372,6 @@ def stop_midway(
         stderr=subprocess.PIPE,
         text=True,
         env=environment(out),
-        # A suite that a shell runs in the background is deaf to Ctrl-C, and so would this be.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 300
     while len(parts(out, kind)) < after:
