@@ -13,40 +13,57 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
+import torch
+
 from benchmarks.harness import Do, Done
 from uturn.memory import keep_freed_memory
 
 
-def apart(make: Callable[[], Do], *, keep: bool = False) -> Callable[[], Do]:
+def apart(make: Callable[[], Do], *, keep: bool = False, workers: int = 0) -> Callable[[], Do]:
     """``make``, which can be pickled, in a child, which does the work there.
 
-    With ``keep`` it keeps freed memory, as the command line does (`uturn.memory`). The child ends
-    with its parent, or when what this returns is forgotten.
+    With ``keep`` it keeps freed memory, as the command line does (`uturn.memory`). With ``workers``
+    there are so many children of one thread each. All do the work at the same time, and what it
+    took is divided by their number: it is told per piece of work, as if there were one child. They
+    end with their parent, or when what this returns is forgotten.
     """
 
     def begin() -> Do:
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        context.Process(target=_serve, args=(there, make, keep), daemon=True).start()
-        there.close()
-        failure: Exception | None = here.recv()
-        if failure is not None:
-            raise failure
+        children = [_child(make, keep, 1 if workers else None) for _ in range(workers or 1)]
+        for child in children:
+            failure: Exception | None = child.recv()
+            if failure is not None:
+                raise failure
 
         def do() -> Done:
-            here.send(None)
-            done = here.recv()
-            if isinstance(done, Exception):
-                raise done
-            assert isinstance(done, Done)
-            return done
+            began = time.perf_counter()
+            for child in children:
+                child.send(None)
+            found = [child.recv() for child in children]
+            wall = time.perf_counter() - began
+            for done in found:
+                if isinstance(done, Exception):
+                    raise done
+            first = found[0]
+            assert isinstance(first, Done)
+            return replace(first, seconds=wall / workers) if workers else first
 
         return do
 
     return begin
 
 
-def _serve(pipe: Connection, make: Callable[[], Do], keep: bool) -> None:
+def _child(make: Callable[[], Do], keep: bool, threads: int | None) -> Connection:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=_serve, args=(there, make, keep, threads), daemon=True).start()
+    there.close()
+    return here
+
+
+def _serve(pipe: Connection, make: Callable[[], Do], keep: bool, threads: int | None) -> None:
+    if threads:
+        torch.set_num_threads(threads)
     if keep:
         keep_freed_memory()
     try:

@@ -30,6 +30,9 @@ OURS: dict[str, Precision | None] = {"uturn": QUICKEST, FLOAT: "float32", EAGER:
 """Our own contenders and what they search in; None: on the network as it was loaded, with its
 batch norms. The last is the one that the others' results are held to."""
 
+WORKERS = "uturn, a worker per core"
+"""Ours by ``--engine ray:local,workers=CORES,threads=1``."""
+
 
 def ready(victim: Victim, precision: Precision | None) -> Victim:
     """A loaded victim as a contender attacks it, and as sweeps do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -148,6 +149,25 @@ def test_a_contender_in_a_process_of_its_own_keeps_its_state_and_time() -> None:
     assert first.seconds is not None
     with pytest.raises(MissingError, match="nothing to count from"):
         apart(partial(_counting, -1))()
+
+
+def _napping(folder: Path) -> Do:
+    def do() -> Done:
+        time.sleep(0.3)
+        (folder / str(os.getpid())).touch()
+        return Done(facts={"threads": torch.get_num_threads()})
+
+    return do
+
+
+def test_workers_of_one_thread_each_are_told_per_piece_of_work(tmp_path: Path) -> None:
+    done = apart(partial(_napping, tmp_path), workers=3)()()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert done.facts == {"threads": 1}
+    assert done.seconds is not None
+    assert done.seconds >= 0.3 / 3
+    with pytest.raises(MissingError, match="nothing to count from"):
+        apart(partial(_counting, -1), workers=2)()
 
 
 # -- results ---------------------------------------------------------------------------------------

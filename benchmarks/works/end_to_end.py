@@ -12,12 +12,11 @@ import torch
 
 from benchmarks import original
 from benchmarks.harness import Case, Contender, Do, Done, Target
-from benchmarks.setting import QUICKEST, Setting
+from benchmarks.setting import QUICKEST, WORKERS, Setting
 from benchmarks.works.sweep import ATTACKS, EPS
 from uturn import load_data
 
 ORIGINAL = "original's steps"
-WORKERS = "uturn, a worker per core"
 
 
 def cases(setting: Setting) -> Iterator[Case]:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from benchmarks import original
 from benchmarks.child import apart
-from benchmarks.harness import Case, Contender, Do, Done, MissingError, Target
+from benchmarks.harness import Case, Contender, Do, Done, MissingError, Role, Target
 from benchmarks.peers import PEERS, Embedding, Turned, as_loaded
-from benchmarks.setting import EAGER, FLOAT, OURS, QUICKEST, Setting, ready
+from benchmarks.setting import EAGER, FLOAT, OURS, QUICKEST, WORKERS, Setting, ready
 from uturn.attacks import load_attack
 from uturn.attacks.problem import Batch
 from uturn.sweep import Plan, run
@@ -27,6 +27,7 @@ EPS, STEPS = 16, 10
 
 BARE = "bare eager forward and backward"
 KEPT = "the same, freed memory kept"
+BARE_EACH = "the same, a process per core"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -76,9 +77,18 @@ def turning(setting: Setting, architecture: str) -> Case:
     """Bare passes, ours, the peers and the original on one batch."""
     problem = Problem.of(setting, architecture)
 
-    def at(do: Callable[[Problem], Do], *, keep: bool = False) -> Callable[[], Do]:
-        return apart(partial(_posed, setting, architecture, do), keep=keep)
+    def at(
+        do: Callable[[Problem], Do], *, keep: bool = False, workers: int = 0
+    ) -> Callable[[], Do]:
+        return apart(partial(_posed, setting, architecture, do), keep=keep, workers=workers)
 
+    def per_core(name: str, role: Role, do: Callable[[Problem], Do]) -> Contender:
+        cores = torch.get_num_threads()
+        note = f"{cores} batches at the same time, one thread each; told per batch"
+        return Contender(name, role, at(do, keep=True, workers=cores), note)
+
+    quickest = partial(_by_us, QUICKEST)
+    each = per_core(BARE_EACH, "limit", _bare), per_core(WORKERS, "ours", quickest)
     weights = "trained" if setting.real(architecture) else "random"
     height, width = problem.images.shape[-2:]
     return Case(
@@ -89,6 +99,7 @@ def turning(setting: Setting, architecture: str) -> Case:
         contenders=(
             Contender(BARE, "limit", at(_bare), "channels_last, weights frozen"),
             Contender(KEPT, "limit", at(_bare, keep=True)),
+            *(each if DEVICE == "cpu" else ()),
             *(
                 Contender(name, "ours", at(partial(_by_us, precision), keep=True))
                 for name, precision in OURS.items()
@@ -100,7 +111,7 @@ def turning(setting: Setting, architecture: str) -> Case:
             Contender("original loop", "peer", at(_by_original)),
         ),
         reference=BARE,
-        targets=(Target("uturn", 0.45),),
+        targets=(Target("uturn", 0.45), Target(WORKERS, 0.45)),
         unit="ms per step",
         per=1000 / problem.steps,
         same_work=lambda done: same_turn(problem, done),
