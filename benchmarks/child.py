@@ -19,46 +19,65 @@ from benchmarks.harness import Do, Done
 from uturn.memory import keep_freed_memory
 
 
-def apart(make: Callable[[], Do], *, keep: bool = False, workers: int = 0) -> Callable[[], Do]:
+def apart(make: Callable[[], Do], *, keep: bool = False) -> Callable[[], Do]:
     """``make``, which can be pickled, in a child, which does the work there.
 
-    With ``keep`` it keeps freed memory, as the command line does (`uturn.memory`). With ``workers``
-    there are so many children of one thread each. All do the work at the same time, and what it
-    took is divided by their number: it is told per piece of work, as if there were one child. They
-    end with their parent, or when what this returns is forgotten.
+    With ``keep`` it keeps freed memory, as the command line does (`uturn.memory`). The child ends
+    with its parent, or when what this returns is forgotten.
     """
 
     def begin() -> Do:
-        children = [_child(make, keep, 1 if workers else None) for _ in range(workers or 1)]
-        for child in children:
-            failure: Exception | None = child.recv()
-            if failure is not None:
-                raise failure
+        child = _Child(make, keep)
 
         def do() -> Done:
-            began = time.perf_counter()
-            for child in children:
-                child.send(None)
-            found = [child.recv() for child in children]
-            wall = time.perf_counter() - began
-            for done in found:
-                if isinstance(done, Exception):
-                    raise done
-            first = found[0]
-            assert isinstance(first, Done)
-            return replace(first, seconds=wall / workers) if workers else first
+            child.go()
+            return child.done()
 
         return do
 
     return begin
 
 
-def _child(make: Callable[[], Do], keep: bool, threads: int | None) -> Connection:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    context.Process(target=_serve, args=(there, make, keep, threads), daemon=True).start()
-    there.close()
-    return here
+def side_by_side(make: Callable[[], Do], workers: int) -> Callable[[], Do]:
+    """``make`` in ``workers`` children of one thread each, which do the work at the same time.
+
+    What they take is divided by their number: it is told per piece of work, as of one child. They
+    begin anew every time and do the work once before it counts, so that their memory, which they
+    keep as in `apart`, is not held while others are at work.
+    """
+
+    def do() -> Done:
+        children = [_Child(make, keep=True, threads=1) for _ in range(workers)]
+        for _ in ("to warm up", "counted"):
+            began = time.perf_counter()
+            for child in children:
+                child.go()
+            found = [child.done() for child in children]
+            wall = time.perf_counter() - began
+        return replace(found[0], seconds=wall / workers)
+
+    return lambda: do
+
+
+class _Child:
+    def __init__(self, make: Callable[[], Do], keep: bool, threads: int | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        context.Process(target=_serve, args=(there, make, keep, threads), daemon=True).start()
+        there.close()
+        failure: Exception | None = self.pipe.recv()
+        if failure is not None:
+            raise failure
+
+    def go(self) -> None:
+        self.pipe.send(None)
+
+    def done(self) -> Done:
+        done = self.pipe.recv()
+        if isinstance(done, Exception):
+            raise done
+        assert isinstance(done, Done)
+        return done
 
 
 def _serve(pipe: Connection, make: Callable[[], Do], keep: bool, threads: int | None) -> None:

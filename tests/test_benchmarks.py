@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import original, peers, results
-from benchmarks.child import apart
+from benchmarks.child import apart, side_by_side
 from benchmarks.harness import (
     Case,
     Contender,
@@ -161,13 +161,13 @@ def _napping(folder: Path) -> Do:
 
 
 def test_workers_of_one_thread_each_are_told_per_piece_of_work(tmp_path: Path) -> None:
-    done = apart(partial(_napping, tmp_path), workers=3)()()
-    assert len(list(tmp_path.iterdir())) == 3
-    assert done.facts == {"threads": 1}
-    assert done.seconds is not None
-    assert done.seconds >= 0.3 / 3
-    with pytest.raises(MissingError, match="nothing to count from"):
-        apart(partial(_counting, -1), workers=2)()
+    do = side_by_side(partial(_napping, tmp_path), 3)()
+    for turn in (1, 2):  # children of its own each time
+        done = do()
+        assert len(list(tmp_path.iterdir())) == 3 * turn
+        assert done.facts == {"threads": 1}
+        assert done.seconds is not None
+        assert done.seconds >= 0.3 / 3
 
 
 # -- results ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import original
-from benchmarks.child import apart
+from benchmarks.child import apart, side_by_side
 from benchmarks.harness import Case, Contender, Do, Done, MissingError, Role, Target
 from benchmarks.peers import PEERS, Embedding, Turned, as_loaded
 from benchmarks.setting import EAGER, FLOAT, OURS, QUICKEST, WORKERS, Setting, ready
@@ -77,15 +77,14 @@ def turning(setting: Setting, architecture: str) -> Case:
     """Bare passes, ours, the peers and the original on one batch."""
     problem = Problem.of(setting, architecture)
 
-    def at(
-        do: Callable[[Problem], Do], *, keep: bool = False, workers: int = 0
-    ) -> Callable[[], Do]:
-        return apart(partial(_posed, setting, architecture, do), keep=keep, workers=workers)
+    def at(do: Callable[[Problem], Do], *, keep: bool = False) -> Callable[[], Do]:
+        return apart(partial(_posed, setting, architecture, do), keep=keep)
 
     def per_core(name: str, role: Role, do: Callable[[Problem], Do]) -> Contender:
         cores = torch.get_num_threads()
         note = f"{cores} batches at the same time, one thread each; told per batch"
-        return Contender(name, role, at(do, keep=True, workers=cores), note)
+        posed = partial(_posed, setting, architecture, do)
+        return Contender(name, role, side_by_side(posed, cores), note)
 
     quickest = partial(_by_us, QUICKEST)
     each = per_core(BARE_EACH, "limit", _bare), per_core(WORKERS, "ours", quickest)
