@@ -54,6 +54,8 @@ def side_by_side(make: Callable[[], Do], workers: int) -> Callable[[], Do]:
                 child.go()
             found = [child.done() for child in children]
             wall = time.perf_counter() - began
+        for child in children:
+            child.end()  # or it would end beside who comes next
         return replace(found[0], seconds=wall / workers)
 
     return lambda: do
@@ -63,11 +65,17 @@ class _Child:
     def __init__(self, make: Callable[[], Do], keep: bool, threads: int | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
-        context.Process(target=_serve, args=(there, make, keep, threads), daemon=True).start()
+        serve = (there, make, keep, threads)
+        self.process = context.Process(target=_serve, args=serve, daemon=True)
+        self.process.start()
         there.close()
         failure: Exception | None = self.pipe.recv()
         if failure is not None:
             raise failure
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.join()
 
     def go(self) -> None:
         self.pipe.send(None)
