@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -79,6 +80,24 @@ def test_the_differentiable_way_in_is_pillows_to_a_level(fit: str, size: tuple[i
     assert float((resized.detach() * 255 - expected).abs().max()) <= 1.51
     (slope,) = torch.autograd.grad(resized.sum(), pixels)
     assert bool(slope.any())
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize("shape", [(2, 3, 7, 5), (1, 3, 1, 1), (3, 3, 1, 4)])
+def test_normalising_gives_the_same_bits_in_every_layout(
+    order: Literal["RGB", "BGR"], shape: tuple[int, ...]
+) -> None:
+    ours = Preprocessing(size=(7, 5), mean=(0.48, 0.45, 0.4), std=(0.2, 0.21, 0.22), order=order)
+    weights, results = normal(*shape, seed=1), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        pixels = normal(*shape).sigmoid().contiguous(memory_format=layout).requires_grad_()
+        found = ours.normalise(pixels)
+        assert found.is_contiguous(memory_format=layout)
+        (grad,) = torch.autograd.grad((found * weights).sum(), pixels)
+        results.append((found.detach(), grad))
+    (plain, grad), (rows, along) = results
+    assert torch.equal(plain, rows)
+    assert torch.equal(grad, along)
 
 
 def test_bgr_networks_get_their_channels_in_their_order() -> None:
