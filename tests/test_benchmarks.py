@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import original, peers, results
+from benchmarks import child, original, peers, results
 from benchmarks.child import apart, side_by_side
 from benchmarks.harness import (
     Case,
@@ -149,6 +149,15 @@ def test_a_contender_in_a_process_of_its_own_keeps_its_state_and_time() -> None:
     assert first.seconds is not None
     with pytest.raises(MissingError, match="nothing to count from"):
         apart(partial(_counting, -1))()
+
+
+def test_a_contender_is_begun_anew_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "SPARE", float("inf"))
+    do = apart(partial(_counting, 5))()
+    first, second, third = do(), do(), do()
+    assert first.product == 5
+    assert second.product == third.product == 6  # after one that does not count
+    assert len({done.facts["process"] for done in (first, second, third)}) == 3
 
 
 def _napping(folder: Path) -> Do:
