@@ -50,7 +50,7 @@ def cases(setting: Setting) -> Iterator[Case]:
             Contender(ORIGINAL, "peer", theirs, note),
         ),
         reference=ORIGINAL,
-        targets=(Target(WORKERS, 0.2),),
+        targets=(Target("uturn", 0.2), Target(WORKERS, 0.2)),
         same_work=same_count,
         most=1,
         cold=True,
