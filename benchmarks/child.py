@@ -33,15 +33,17 @@ def apart(make: Callable[[], Do], *, keep: bool = False) -> Callable[[], Do]:
     """
 
     def begin() -> Do:
-        children = [_Child(make, keep)]
+        child: _Child | None = _Child(make, keep)
 
         def do() -> Done:
-            if not children:
-                children.append(_Child(make, keep))
-                children[0].work()
-            done = children[0].work()
+            nonlocal child
+            if child is None:
+                child = _Child(make, keep)
+                child.work()
+            done = child.work()
             if _free() < SPARE:
-                children.pop().end()
+                child.end()
+                child = None
             return done
 
         return do

@@ -31,7 +31,7 @@ OURS: dict[str, Precision | None] = {"uturn": QUICKEST, FLOAT: "float32", EAGER:
 batch norms. The last is the one that the others' results are held to."""
 
 WORKERS = "uturn, a worker per core"
-"""Ours by ``--engine ray:local,workers=CORES,threads=1``."""
+"""Ours as ``--engine ray:local,workers=CORES,threads=1`` has it: processes of one thread each."""
 
 
 def ready(victim: Victim, precision: Precision | None) -> Victim:

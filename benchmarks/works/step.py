@@ -77,14 +77,15 @@ def turning(setting: Setting, architecture: str) -> Case:
     """Bare passes, ours, the peers and the original on one batch."""
     problem = Problem.of(setting, architecture)
 
+    posed = partial(_posed, setting, architecture)
+
     def at(do: Callable[[Problem], Do], *, keep: bool = False) -> Callable[[], Do]:
-        return apart(partial(_posed, setting, architecture, do), keep=keep)
+        return apart(partial(posed, do), keep=keep)
 
     def per_core(name: str, role: Role, do: Callable[[Problem], Do]) -> Contender:
         cores = torch.get_num_threads()
         note = f"{cores} batches at the same time, one thread each; told per batch"
-        posed = partial(_posed, setting, architecture, do)
-        return Contender(name, role, side_by_side(posed, cores), note)
+        return Contender(name, role, side_by_side(partial(posed, do), cores), note)
 
     quickest = partial(_by_us, QUICKEST)
     each = per_core(BARE_EACH, "limit", _bare), per_core(WORKERS, "ours", quickest)
