@@ -3,7 +3,7 @@
 Networks begin with a strided convolution of three channels (7×7 by 2, or patches of 16×16 by 16).
 Of its gradient with respect to the picture libraries make a scatter over channels that fill no
 register. Seen from the picture it is one small plain convolution for each place within a stride,
-all of them together one convolution with c·s² channels, whose pixels are shuffled into place
+all of them together one convolution with s²·c channels, whose pixels are shuffled into place
 (Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016): it takes less
 than half of the time (docs/speed.md).
 """
@@ -40,7 +40,8 @@ class Strided(nn.Module):
     weight: Tensor
     bias: Tensor | None
     back: Tensor
-    """The kernel of the way back, ``(c · s², C, ⌈kH / s⌉, ⌈kW / s⌉)``."""
+    """The kernel of the way back, ``(s · s · c, C, rows, columns)``: places within a stride, then
+    channels, so that the values of a row of pixels come out side by side."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -50,10 +51,16 @@ class Strided(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
         bias = None if layer.bias is None else layer.bias.detach()
         self.register_buffer("bias", bias, persistent=False)
-        missing = [-side % self.stride for side in weight.shape[2:]]
-        whole = F.pad(weight, (0, missing[1], 0, missing[0]))
-        back = F.pixel_unshuffle(whole, self.stride).flip(2, 3).transpose(0, 1)
-        self.register_buffer("back", back.contiguous(), persistent=False)
+        stride, (kernel, wide), (top, left) = self.stride, weight.shape[2:], self.padding
+        # With zeros in front the picture begins where a stride does; with zeros behind one ends.
+        above, before = -top % stride, -left % stride
+        below, behind = -(above + kernel) % stride, -(before + wide) % stride
+        whole = F.pad(weight, (before, behind, above, below))
+        self.begin = (top + above) // stride, (left + before) // stride
+        back = F.pixel_unshuffle(whole, stride).flip(2, 3).transpose(0, 1)  # (c · s · s, C, …)
+        count, channels, *sides = back.shape
+        back = back.reshape(count // stride**2, stride**2, channels, *sides).transpose(0, 1)
+        self.register_buffer("back", back.reshape(count, channels, *sides), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = _Convolved.apply(x, self)  # type: ignore[no-untyped-call]
@@ -69,11 +76,15 @@ class _Convolved(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        layer, (height, width) = ctx.layer, ctx.size
-        (top, left), (high, wide) = layer.padding, layer.back.shape[2:]
-        spread = F.conv2d(grad, layer.back, padding=(high - 1, wide - 1))
-        found = F.pixel_shuffle(spread, layer.stride)
-        # Where the stride does not come out even, the last rows and columns were not looked at.
-        lacking = (top + height - found.shape[2], left + width - found.shape[3])
-        found = F.pad(found, (0, max(0, lacking[1]), 0, max(0, lacking[0])))
-        return found[:, :, top : top + height, left : left + width], None
+        layer, stride, (height, width) = ctx.layer, ctx.layer.stride, ctx.size
+        (high, wide), (top, left) = layer.back.shape[2:], layer.begin
+        rows, columns = -(-height // stride), -(-width // stride)  # of whole strides
+        # As much padding as there must be for the picture's first and last; no more is computed.
+        above = max(0, high - 1 - top, top + rows - grad.shape[2])
+        before = max(0, wide - 1 - left, left + columns - grad.shape[3])
+        spread = F.conv2d(grad, layer.back, padding=(above, before))
+        top, left = top + above - (high - 1), left + before - (wide - 1)
+        spread = spread[:, :, top : top + rows, left : left + columns].permute(0, 2, 3, 1)
+        placed = spread.reshape(len(grad), rows, columns, stride, stride, -1).transpose(2, 3)
+        found = placed.reshape(len(grad), rows * stride, columns * stride, -1).permute(0, 3, 1, 2)
+        return found[:, :, :height, :width], None
