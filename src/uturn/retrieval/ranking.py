@@ -19,8 +19,8 @@ from uturn.retrieval.counting import at_least
 from uturn.retrieval.index import AnyIndex, Index, Top, TopIndex, require_finite
 from uturn.retrieval.judge import Judge, Judgement, Labels
 
-_CHUNK, _ROWS, _MOST = 4_000_000, 64, 64_000_000
-"""Scores held at a time: 16 MB, which memory is used again for; of a large gallery those of 64
+_CHUNK, _ROWS, _MOST = 8_000_000, 64, 64_000_000
+"""Scores held at a time: 32 MB, which memory is used again for; of a large gallery those of 64
 queries, which a product of matrices needs to be quick, but at most 256 MB."""
 
 _ASKED = 1024
