@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from uturn.attacks.presets import load_attack
+from uturn.attacks.surrogates import LeakyReLU
 from uturn.errors import ArgumentError
 from uturn.victims import zoo
 from uturn.victims.folding import NEAR, fold
+from uturn.victims.frozen import Convolution, Freezable, Frozen, close_, closed, rectify_
 from uturn.victims.load import load_victim
 from uturn.victims.preprocessing import Preprocessing
 from uturn.victims.strided import Strided, suits
@@ -133,6 +135,157 @@ def test_the_first_convolution_is_replaced_in_the_copy_only() -> None:
         slope(folded.bfloat16(), pictures(32, 32).bfloat16()),
     )
     assert F.cosine_similarity(own.flatten(1), its.float().flatten(1)).min() > 0.95
+
+
+# -- frozen blocks ---------------------------------------------------------------------------------
+
+
+def last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def frozen(network: nn.Module) -> int:
+    return sum(isinstance(module, Frozen) for module in network.modules())
+
+
+def exact(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    network = lived(zoo.ZOO[name].build()).double()
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("osnet_x0_25", 8), ("osnet_x0_5", 8), ("osnet_x1_0", 8)],
+)
+def test_frozen_blocks_say_the_same_there_and_back(name: str, blocks: int) -> None:
+    """In float64, where only the order of sums is another; also where a surrogate is on its way."""
+    network = exact(name)
+    inputs = last(torch.randn(2, 3, 96, 64, dtype=torch.float64))
+    folded = fold(network, inputs)
+    assert frozen(folded) == blocks
+    assert frozen(network) == 0
+    with torch.no_grad():
+        assert torch.allclose(folded(inputs), network(inputs), rtol=1e-9, atol=1e-9)
+    own, its = slope(network, inputs), slope(folded, inputs)
+    assert (own - its).abs().max() < 1e-10 * own.abs().max()
+    with LeakyReLU(0.5)():
+        leaking = slope(network, inputs)
+        assert (leaking - slope(folded, inputs)).abs().max() < 1e-10 * leaking.abs().max()
+    assert (leaking - own).abs().max() > 1e-3 * own.abs().max()
+
+
+def test_frozen_blocks_turn_half_precision_no_other_way() -> None:
+    """Their gradient is as near to the exact one as that of the same network layer by layer."""
+    network = exact("osnet_x0_25").float()
+    inputs = last(pictures(96, 64))
+    folded = fold(network, inputs)
+    assert frozen(folded) == 8
+    own = slope(network, inputs)
+
+    def near(of: nn.Module) -> Tensor:
+        its = slope(of.bfloat16(), inputs.bfloat16()).float()
+        return F.cosine_similarity(own.flatten(1), its.flatten(1)).min()
+
+    assert near(folded) > min(0.99, near(network) - 0.01)
+
+
+@pytest.mark.parametrize("size", [(48, 40), (36, 20)])
+def test_frozen_blocks_take_odd_maps_and_those_that_are_contiguous(size: tuple[int, int]) -> None:
+    """Maps of 36×20 are 9×5 before a mean of 2×2, which leaves a row and a column out."""
+    network = exact("osnet_x0_25")
+    folded = fold(network, last(torch.randn(1, 3, 64, 32, dtype=torch.float64)))
+    inputs = torch.randn(2, 3, *size, dtype=torch.float64)
+    for given_so in (inputs, last(inputs)):
+        own, its = slope(network, given_so), slope(folded, given_so)
+        assert (own - its).abs().max() < 1e-10 * own.abs().max()
+
+
+def test_a_network_is_frozen_once() -> None:
+    inputs = last(torch.randn(1, 3, 64, 32, dtype=torch.float64))
+    once = fold(exact("osnet_x0_25"), inputs)
+    assert frozen(fold(once, inputs)) == frozen(once) == 8
+
+
+def test_blocks_with_norms_left_are_not_frozen() -> None:
+    block = zoo.ZOO["osnet_x0_25"].build().conv2[0]
+    assert isinstance(block, Freezable)
+    assert block.frozen() is None
+
+
+def some_block() -> tuple[Frozen, Tensor]:
+    folded = fold(exact("osnet_x0_25"), last(torch.randn(1, 3, 64, 32, dtype=torch.float64)))
+    block = next(module for module in folded.modules() if isinstance(module, Frozen))
+    return block, last(torch.randn(2, 16, 8, 6, dtype=torch.float64))
+
+
+def test_a_frozen_block_leaves_alone_what_it_is_given() -> None:
+    block, maps = some_block()
+    before = maps.clone()
+    found, pull = block.there(maps)
+    grad = torch.randn_like(found)
+    given_grad = grad.clone()
+    pull(grad)
+    assert torch.equal(maps, before)
+    assert torch.equal(grad, given_grad)
+
+
+def test_a_frozen_block_goes_back_once_and_notices_what_was_changed() -> None:
+    block, maps = some_block()
+    maps.requires_grad_()
+    found = block(maps)
+    torch.autograd.grad(found.sum(), maps, retain_graph=True)
+    with pytest.raises(RuntimeError, match="goes back once"):
+        torch.autograd.grad(found.sum(), maps)
+    changed = block(maps)
+    with torch.no_grad():
+        changed.add_(1)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        torch.autograd.grad(changed.sum(), maps)
+
+
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([(1, 3, 5), (4, 4, 4), (2, 4, 2), (1, 1, 1)]),
+    bias=st.booleans(),
+)
+def test_a_convolution_goes_back_as_the_library_has_it(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: int,
+    groups: tuple[int, int, int],
+    bias: bool,
+) -> None:
+    torch.manual_seed(0)
+    count, inner, outer = groups
+    layer = nn.Conv2d(inner, outer, kernel, stride, padding, dilation, count, bias).double()
+    inputs = torch.randn(2, inner, 9, 8, dtype=torch.float64).requires_grad_()
+    found = layer(inputs)
+    grad = torch.randn_like(found)
+    (own,) = torch.autograd.grad(found, inputs, grad)
+    its = Convolution(layer.requires_grad_(False))
+    assert torch.equal(its.there(inputs), found)
+    assert torch.allclose(its.pull(grad, inputs.detach()), own, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_relu_is_the_librarys_to_the_bit(kind: torch.dtype) -> None:
+    values = torch.tensor([0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, 1e-7, -1e-7, 3e4, -3e4])
+    x = torch.cat([values, torch.randn(1000, generator=torch.Generator().manual_seed(0))]).to(kind)
+    rectified, grad = x.clone(), x.flip(0).contiguous()
+    rectify_(rectified)
+    assert torch.equal(rectified, x.relu())
+    passed = torch.where(x > 0, grad, 0)
+    assert torch.equal(closed(grad, rectified), passed)
+    close_(grad, rectified)
+    assert torch.equal(grad, passed)
+
+
+# -- what is not folded ----------------------------------------------------------------------------
 
 
 class Net(nn.Module):

@@ -3,7 +3,7 @@
 In evaluation mode a batch norm is one multiplication and one addition per channel. As passes of
 their own over every map, there and back, norms take about as long as the convolutions; they become
 part of the layer before them. The first convolution is given a quicker way back
-(`uturn.victims.strided`).
+(`uturn.victims.strided`), and so are blocks that know one (`uturn.victims.frozen`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fusion, parametrize
 
+from uturn.victims.frozen import Freezable, Frozen
 from uturn.victims.strided import Strided, suits
 
 NEAR = 1e-4
@@ -28,11 +29,12 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def fold(network: nn.Module, inputs: Tensor) -> nn.Module:
     """A copy of ``network`` whose batch norms are folded where one follows a layer directly.
 
-    A strided convolution of a picture's few channels becomes `Strided`. Which norms follow is
-    seen while it looks at ``inputs`` ``(B, 3, H, W)``, normalised pictures: no source is read and
-    no graph is traced, so any module will do. A layer or norm that is called twice is left alone.
-    The copy is believed only if it says the same of ``inputs`` (within `NEAR`); what cannot be
-    copied or says something else is returned as it came.
+    A strided convolution of a picture's few channels becomes `Strided`, and a block that knows a
+    quicker form of itself is replaced by that (`Frozen`). Which norms follow is seen while it looks
+    at ``inputs`` ``(B, 3, H, W)``, normalised pictures: no source is read and no graph is traced,
+    so any module will do. A layer or norm that is called twice is left alone. The copy is believed
+    only if it says the same of ``inputs`` (within `NEAR`); what cannot be copied or says something
+    else is returned as it came.
     """
     try:
         folded = copy.deepcopy(network)
@@ -43,7 +45,8 @@ def fold(network: nn.Module, inputs: Tensor) -> nn.Module:
         strided = [layer for layer in folded.modules() if suits(layer) and not _computed(layer)]
         for layer in strided:
             _replace(folded, layer, Strided(layer))  # type: ignore[arg-type]
-        changed = bool(pairs or strided)
+        blocks = _freeze(folded)
+        changed = bool(pairs or strided or blocks)
         same = changed and _same(network(inputs), folded(inputs))
     except (RuntimeError, AttributeError, TypeError):  # not to be copied, or it looks at its norms
         return network
@@ -92,9 +95,21 @@ def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
     return fusion.fuse_conv_bn_eval(layer, norm)  # type: ignore[arg-type, type-var]
 
 
+def _freeze(network: nn.Module) -> int:
+    """Put blocks that know a quicker form of themselves into it; how many."""
+    modules = list(network.modules())
+    if any(isinstance(module, Frozen) for module in modules):
+        return 0
+    blocks = [(block, block.frozen()) for block in modules if isinstance(block, Freezable)]
+    found = [(block, frozen) for block, frozen in blocks if frozen is not None]
+    for block, frozen in found:
+        _replace(network, block, frozen)
+    return len(found)
+
+
 def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in network.modules():
-        for name, child in list(parent._modules.items()):
+    for parent in list(network.modules()):  # as it was: what is new may hold what is old
+        for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = new
 
