@@ -6,7 +6,7 @@ in which an attack climbs is taken from a kinder backward pass.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -42,7 +42,8 @@ class LeakyReLU:
     slope: Size = 0.1
 
     def __call__(self) -> AbstractContextManager[Any]:
-        return _Leaking(number(self.slope))
+        slope = number(self.slope)
+        return _Leaking(slope) if slope else nullcontext()
 
 
 _RELUS = (torch.relu, torch.relu_, F.relu, Tensor.relu, Tensor.relu_)
@@ -86,14 +87,20 @@ def _highest(func: Any, args: Any, kwargs: dict[str, Any]) -> float | None:
 class _Leak(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: float, highest: float, inplace: bool) -> Tensor:
-        ctx.save_for_backward((x > 0) & (x < highest))
-        ctx.slope = slope
         if inplace:
             ctx.mark_dirty(x)
-            return x.clamp_(0, highest)
-        return x.clamp(0, highest)
+        found = x.clamp_(0, highest) if inplace else x.clamp(0, highest)
+        ctx.save_for_backward(found)
+        ctx.slope, ctx.highest = slope, highest
+        return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (passing,) = ctx.saved_tensors
-        return torch.where(passing, grad, ctx.slope * grad), None, None, None
+        (found,) = ctx.saved_tensors
+        if ctx.highest == torch.inf and ctx.slope >= 0:
+            # Many values at a time, which a choice by truth values is not.
+            passed = torch.ops.aten.leaky_relu_backward(grad, found, ctx.slope, True)
+        else:
+            open_ = (found > 0) & (found < ctx.highest)
+            passed = torch.where(open_, grad, ctx.slope * grad)
+        return passed, None, None, None
