@@ -4,13 +4,13 @@ PyTorch takes layers one by one, and on the way back makes a new map for every R
 every gate. Where no weight learns, most of it can be done in place, a depthwise convolution's way
 back is one more convolution, and a ReLU in 16 bits needs no floating point (docs/speed.md).
 
-A module that knows such a form of itself says so by a method ``frozen`` (`Freezable`).
+A module that knows such a form of itself is `Freezable`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,12 @@ Pull: TypeAlias = Callable[[Tensor], Tensor]
 It may write into maps of its own, never into the gradient that it is given; it is called once."""
 
 
-@runtime_checkable
-class Freezable(Protocol):
+class Freezable:
     """A module that knows a quicker form of itself for when no weight learns."""
 
-    def frozen(self) -> nn.Module | None:
+    def frozen(self) -> Frozen | None:
         """That form; None while there are batch norms in it, which fold into convolutions."""
-        ...
+        raise NotImplementedError
 
 
 def has_norms(module: nn.Module) -> bool:
@@ -43,8 +42,8 @@ class Frozen(nn.Module):
     """Stands for ``plain``: the same features, and the same gradients with respect to its input.
 
     None reaches its weights. ``plain`` itself answers where a surrogate gradient replaces ReLUs
-    (`uturn.attacks.surrogates`), which must see them called, where maps are not channels_last, and
-    on a GPU, where none of this was measured.
+    (`uturn.attacks.surrogates`; the attack ``uturn`` has one until its last step), which must see
+    them called; where maps are not channels_last; and on a GPU, where none of this was measured.
     """
 
     def __init__(self, plain: nn.Module) -> None:
@@ -52,7 +51,11 @@ class Frozen(nn.Module):
         self.plain = plain
 
     def there(self, x: Tensor) -> tuple[Tensor, Pull]:
-        """What comes out of ``x`` ``(B, C, H, W)``, which is left as it is, and the way back."""
+        """What comes out of ``x`` ``(B, C, H, W)``, which is left as it is, and the way back.
+
+        The way back keeps no tensor that comes out, only a ``detach`` of it: that tensor's graph
+        holds the way back, and the two would keep each other alive where nobody goes back.
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,13 +85,19 @@ class _There(torch.autograd.Function):
 
 
 class Convolution(nn.Module):
-    """A convolution, there and back."""
+    """A convolution, there and back.
+
+    Raises:
+        TypeError: its padding is not of zeros, or is given by name.
+    """
 
     back: Tensor | None
     """The kernel turned round, where the way back is a convolution with it."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
+        if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+            raise TypeError(f"no way back for {layer}")
         self.layer, back = layer, None
         padding = tuple(int(side) for side in layer.padding)
         self.padding = tuple(k - 1 - p for k, p in zip(layer.kernel_size, padding, strict=True))
@@ -118,9 +127,10 @@ class Convolution(nn.Module):
 
 
 # -- ReLUs -----------------------------------------------------------------------------------------
-# Of a number in 16 bits the sign is that of the integer with the same bits, so that the larger of
-# it and 0 is the same integer. In floating point PyTorch widens each to 32 bits first and rounds
-# it again. (What is not a number, and has a sign, becomes 0.)
+# Of a bfloat16 number the sign is that of the integer with the same bits, so that the larger of it
+# and 0 is the same integer. In floating point PyTorch widens each to 32 bits first and rounds it
+# again. What is not a number mostly has a sign, too, and becomes 0: half precision searches only,
+# and float32, which scores what was found, shows it.
 
 
 def rectify_(x: Tensor) -> None:
@@ -141,4 +151,4 @@ def close_(grad: Tensor, rectified: Tensor) -> None:
 
 
 def _whole(x: Tensor) -> Tensor:
-    return x.view(torch.int16) if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.view(torch.int16) if x.dtype == torch.bfloat16 else x

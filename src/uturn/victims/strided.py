@@ -56,6 +56,7 @@ class Strided(nn.Module):
         above, before = -top % stride, -left % stride
         below, behind = -(above + kernel) % stride, -(before + wide) % stride
         whole = F.pad(weight, (before, behind, above, below))
+        # Where the picture's first value stands, in whole strides.
         self.begin = (top + above) // stride, (left + before) // stride
         back = F.pixel_unshuffle(whole, stride).flip(2, 3).transpose(0, 1)  # (c · s · s, C, …)
         count, channels, *sides = back.shape
@@ -79,12 +80,13 @@ class _Convolved(torch.autograd.Function):
         layer, stride, (height, width) = ctx.layer, ctx.layer.stride, ctx.size
         (high, wide), (top, left) = layer.back.shape[2:], layer.begin
         rows, columns = -(-height // stride), -(-width // stride)  # of whole strides
-        # As much padding as there must be for the picture's first and last; no more is computed.
-        above = max(0, high - 1 - top, top + rows - grad.shape[2])
-        before = max(0, wide - 1 - left, left + columns - grad.shape[3])
-        spread = F.conv2d(grad, layer.back, padding=(above, before))
-        top, left = top + above - (high - 1), left + before - (wide - 1)
-        spread = spread[:, :, top : top + rows, left : left + columns].permute(0, 2, 3, 1)
-        placed = spread.reshape(len(grad), rows, columns, stride, stride, -1).transpose(2, 3)
-        found = placed.reshape(len(grad), rows * stride, columns * stride, -1).permute(0, 3, 1, 2)
-        return found[:, :, :height, :width], None
+        # As much padding as the picture's first and last need; what is too much is cut off.
+        pad_rows = max(0, high - 1 - top, top + rows - grad.shape[2])
+        pad_columns = max(0, wide - 1 - left, left + columns - grad.shape[3])
+        spread = F.conv2d(grad, layer.back, padding=(pad_rows, pad_columns))
+        first, second = top + pad_rows - (high - 1), left + pad_columns - (wide - 1)
+        spread = spread[:, :, first : first + rows, second : second + columns].permute(0, 2, 3, 1)
+        batch, channels = len(grad), layer.weight.shape[1]
+        placed = spread.reshape(batch, rows, columns, stride, stride, channels).transpose(2, 3)
+        found = placed.reshape(batch, rows * stride, columns * stride, channels)
+        return found.permute(0, 3, 1, 2)[:, :, :height, :width], None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from uturn.victims.frozen import (
     Convolution,
+    Freezable,
     Frozen,
     Pull,
     close_,
@@ -78,10 +79,10 @@ def _halve(channels: int) -> nn.Sequential:
     return _Transition(_conv(channels, channels, 1), nn.AvgPool2d(2, stride=2))
 
 
-class _Transition(nn.Sequential):
+class _Transition(Freezable, nn.Sequential):
     """A 1×1 convolution, then means of 2×2."""
 
-    def frozen(self) -> nn.Module | None:
+    def frozen(self) -> Frozen | None:
         return None if has_norms(self) else _FrozenTransition(self)
 
 
@@ -136,7 +137,7 @@ class _Gate(nn.Module):
         return x * weight
 
 
-class _OmniScale(nn.Module):
+class _OmniScale(Freezable, nn.Module):
     """The residual block with streams of 1, 2, 3 and 4 light 3×3 convolutions."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
@@ -159,7 +160,7 @@ class _OmniScale(nn.Module):
         out: Tensor = y.add_(skip).relu_()
         return out
 
-    def frozen(self) -> nn.Module | None:
+    def frozen(self) -> Frozen | None:
         return None if has_norms(self) else _FrozenOmniScale(self)
 
 
@@ -299,9 +300,10 @@ class _FrozenOmniScale(Frozen):
             x if self.downsample is None else self.downsample.there(x)
         )
         rectify_(out)
+        seen = out.detach()
 
         def pull(grad: Tensor) -> Tensor:
-            through = closed(grad, out)
+            through = closed(grad, seen)
             gated = ungate(self.conv3.pull(through, summed))
             found = [back(one) for (_, back), one in zip(streams, gated, strict=True)]
             total = functools.reduce(Tensor.add_, found)
