@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,27 +60,27 @@ def main(
             scratch=Path(scratch), data=data, quick=quick, queries=queries, share=share
         )
         for work in chosen:
-            rows[work] = _measured(work, setting, repeats)
-            if folder is not None:  # after every work: a kill loses one
-                _write(folder, around, {work: rows[work]})
+            rows[work] = []
+            for row in _measured(work, setting, repeats):
+                rows[work].append(row)
+                if folder is not None:  # after every case: a kill loses one
+                    _write(folder, around, {work: rows[work]})
     content = {**around, "rows": [row for work in chosen for row in rows[work]]}
     click.echo("\n" + results.markdown(content))
     if any(row.get("complaints") for work in chosen for row in rows[work]):
         raise click.ClickException("contenders did not do the same work; see above")
 
 
-def _measured(work: str, setting: Setting, repeats: int) -> list[dict[str, Any]]:
-    rows = []
+def _measured(work: str, setting: Setting, repeats: int) -> Iterator[dict[str, Any]]:
     try:
         for case in WORKS[work](setting):
             click.echo(f"{case.name}: {case.title}", err=True)
             once = 1 if setting.quick else repeats
             measured = measure(case, once, say=lambda line: click.echo(line, err=True))
-            rows.append(results.record(measured))
+            yield results.record(measured)
     except MissingError as missing:
         click.echo(f"{work}: {missing}", err=True)
-        rows.append(results.skipped(work, str(missing)))
-    return rows
+        yield results.skipped(work, str(missing))
 
 
 def _write(folder: Path, around: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> None:

@@ -279,7 +279,9 @@ def test_a_peer_takes_the_same_steps(
 
 
 def test_ours_take_the_same_steps(turning: Case, problem: step.Problem, eager: Done) -> None:
-    assert step.same_turn(problem, {EAGER: eager, **{n: done_by(n, turning) for n in OURS}}) == []
+    done = {name: done_by(name, turning) for name in (*OURS, step.FURTHER)}
+    assert step.same_turn(problem, {EAGER: eager, **done}) == []
+    assert torch.equal(done[step.FURTHER].product, done["uturn"].product)
     assert int((eager.product.int() - problem.images.int()).abs().max()) <= 1 + problem.steps
 
 
