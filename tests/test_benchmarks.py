@@ -26,8 +26,8 @@ from benchmarks.harness import (
     measure,
     rounds,
 )
-from benchmarks.setting import EAGER, OURS, Setting
-from benchmarks.works import WORKS, end_to_end, evaluation, memory, startup, step, sweep
+from benchmarks.setting import EAGER, FLOAT, OURS, Setting
+from benchmarks.works import WORKS, end_to_end, evaluation, memory, recall, startup, step, sweep
 
 from uturn import load_data
 from uturn.attacks import load_attack
@@ -341,6 +341,13 @@ def test_a_sweep_at_once_makes_the_same_pictures(setting: Setting) -> None:
     assert "1 of 20 PNGs differ" in small.same_work(done)[0]
 
 
+def test_recall_lost_to_half_precision_is_found_out() -> None:
+    exact = Done(facts={"R@1 at ε=2": 0.62})
+    near, far = Done(facts={"R@1 at ε=2": 0.628}), Done(facts={"R@1 at ε=2": 0.64})
+    assert recall.within_a_point({"uturn": near, FLOAT: exact}) == []
+    assert "uturn: R@1 at ε=2 is 0.6400" in recall.within_a_point({"uturn": far, FLOAT: exact})[0]
+
+
 @pytest.fixture(scope="module")
 def scored() -> evaluation.Benchmark:
     return evaluation.benchmark(60, 300, 24)
@@ -380,7 +387,7 @@ def test_every_work_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="UTURN_BENCH_DATA"):
         next(end_to_end.cases(whole))
     with pytest.raises(MissingError, match="UTURN_BENCH_DATA"):
-        step.outcome(whole)
+        next(recall.cases(whole))
     if not torch.cuda.is_available():
         with pytest.raises(MissingError, match="no CUDA device"):
             next(WORKS["gpu"](whole))

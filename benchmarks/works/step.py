@@ -1,4 +1,4 @@
-"""The gradient step: a whole U-turn on one batch, told per step, and what is left of Recall@1."""
+"""The gradient step: a whole U-turn on one batch, told per step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from torch import Tensor
 
 from benchmarks import original
 from benchmarks.child import apart, side_by_side
-from benchmarks.harness import Case, Contender, Do, Done, MissingError, Role, Target
+from benchmarks.harness import Case, Contender, Do, Done, Role, Target
 from benchmarks.peers import PEERS, Embedding, Turned, as_loaded
-from benchmarks.setting import EAGER, FLOAT, OURS, QUICKEST, WORKERS, Setting, ready
+from benchmarks.setting import EAGER, OURS, QUICKEST, WORKERS, Setting, ready
 from uturn.attacks import load_attack
 from uturn.attacks.loop import Attack
 from uturn.attacks.problem import Batch, certified
 from uturn.attacks.together import ways
-from uturn.sweep import Plan, run
 from uturn.victims.load import load_victim
 from uturn.victims.victim import Precision, Victim, to_pixels
 
@@ -36,10 +35,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """OSNet x0.25, ResNet-50; then Recall@1 on real queries where there are any."""
+    """OSNet x0.25, ResNet-50."""
     for architecture in ("osnet_x0_25", "resnet50"):
         yield turning(setting, architecture)
-    yield outcome(setting)
 
 
 @final
@@ -241,67 +239,3 @@ def cosine(problem: Problem, images: Tensor) -> float:
     """Mean cosine of pictures to where they were, by the network in float32."""
     found = problem.victim.embed(to_pixels(images))
     return float((found * problem.home).sum(1).mean())
-
-
-# -- what is left of Recall@1 ----------------------------------------------------------------------
-
-
-def outcome(setting: Setting) -> Case:
-    """Recall@1 after U-turns by each of ours, scored by the same network in float32.
-
-    Raises:
-        MissingError: the weights or the pictures are not here.
-    """
-    if not setting.quick and not setting.real("osnet_x0_25"):
-        raise MissingError(
-            "OSNet's trained weights are not here; name a folder with "
-            "osnet_x0_25_market1501.pth by UTURN_BENCH_DATA"
-        )
-    queries, levels = setting.size(500, 8), (2.0, 4.0)
-    data = setting.market()
-
-    def by(name: str, precision: Precision) -> Callable[[], Do]:
-        def make() -> Do:
-            plan = Plan(
-                victim=setting.spec("osnet_x0_25"),
-                data=data,
-                attacks=("odfa",),
-                eps=levels,
-                queries=queries,
-                precision=precision,
-                device=DEVICE,
-            )
-
-            def do() -> Done:
-                out = setting.scratch / "outcome" / name.replace(" ", "_")
-                rows = run(plan, out, progress=False)[-len(levels) :]
-                return Done(facts={f"R@1 at ε={row['eps']}": row["recall@1"] for row in rows})
-
-            return do
-
-        return make
-
-    return Case(
-        work="step",
-        name="result, osnet_x0_25",
-        title=f"Recall@1 of {queries} queries after U-turns at ε = 2, 4, scored in float32",
-        contenders=(
-            Contender("uturn", "ours", by("uturn", QUICKEST)),
-            Contender(FLOAT, "ours", by(FLOAT, "float32")),
-        ),
-        reference=FLOAT,
-        # Of eight queries by random weights a point means nothing.
-        same_work=(lambda done: []) if setting.quick else within_a_point,
-        most=1,
-        cold=True,
-    )
-
-
-def within_a_point(done: Mapping[str, Done]) -> list[str]:
-    """Recall@1 is within 0.01 of what float32 leaves, at every ε."""
-    return [
-        f"{name}: {key} is {value:.4f}, in float32 {done[FLOAT].facts[key]:.4f}"
-        for name, one in done.items()
-        for key, value in one.facts.items()
-        if abs(value - done[FLOAT].facts[key]) > 0.01
-    ]
