@@ -279,6 +279,16 @@ def test_a_picture_beyond_its_budget_is_never_scored() -> None:
         measure(job, "q", clean, np.zeros((5, 4, 3), dtype=np.uint8))
 
 
+def test_the_length_of_a_change_is_that_of_its_values() -> None:
+    rng = np.random.default_rng(0)
+    clean, changed = rng.integers(0, 256, (2, 64, 48, 3), dtype=np.uint8)
+    whole = Job("odfa", 255, load_attack("odfa", eps=255))
+    length = np.linalg.norm(changed / 255 - clean / 255)
+    assert measure(whole, "q", clean, changed)[1] == pytest.approx(length, rel=1e-12)
+    black, white = np.zeros_like(clean), np.full_like(clean, 255)
+    assert measure(whole, "q", black, white) == (255, math.sqrt(clean.size))
+
+
 # -- the worst case ------------------------------------------------------------------------------
 
 
