@@ -33,8 +33,9 @@ T = TypeVar("T")
 
 EXACT = 1
 """Steps whose gradients are exact even where the search is in half precision. After one level of
-change features have hardly moved, and how they have is lost in rounding: on Market-1501 half
-precision from the start leaves `odfa` a Recall@1 of 0.90 at ε = 2, else 0.82 (docs/speed.md)."""
+change features have hardly moved, and part of how they have is lost in rounding: on Market-1501
+half precision from the start leaves `odfa` a Recall@1 of 0.685 at ε = 2; with an exact first step
+it is 0.671, in float32 0.670 (docs/speed.md)."""
 
 
 @final
